@@ -1,0 +1,42 @@
+# `make demo` and `make test` each set up everything they need in .venv; a second run reuses it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/demo
+	$(BIN)/python -m benchmarks run rotated_digits vanilla sqinv sam bsam --seeds 0 1 2 --jobs 2 --resume --records demo
+	$(BIN)/python -m benchmarks table rotated_digits --records demo
+	$(BIN)/python -m benchmarks plot rotated_digits --records demo --out demo
+
+test: .venv/test lint docs
+	$(BIN)/python -m benchmarks table --check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --quiet
+
+lint: .venv/test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/test
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder doctest docs docs/_build/doctest
+
+clean:
+	rm -rf .venv demo runs docs/_build
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "balanced-sam needs Python 3.10 or newer, but this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+
+# The stamps are newer than what they were installed from.
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[benchmarks]'
+	touch $@
+
+.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[docs,test]'
+	touch $@ .venv/demo
