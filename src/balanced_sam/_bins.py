@@ -1,0 +1,159 @@
+"""Target bins: the target range cut into intervals, the common ground of weights and regions."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from balanced_sam._checks import check_finite, check_real
+
+
+class TargetBins:
+    r"""Cut the target range into left-closed intervals :math:`b_k = [e_k, e_{k+1})`.
+
+    Float targets need no rounding: the edges are compared in the targets' own dtype, so that the
+    float32 value ``0.7`` lies in the bin that starts at ``0.7``. Values outside the range belong to
+    the first or the last bin.
+
+    Args:
+        edges: The ``B + 1`` edges, finite and strictly increasing, in target units.
+
+    Raises:
+        ValueError: If there are fewer than two edges, or they are not finite and increasing.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import TargetBins
+        >>> bins = TargetBins([0.0, 18.0, 65.0, 120.0])
+        >>> bins.index(torch.tensor([17.9, 18.0, 200.0]))
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, edges: Sequence[float] | Tensor) -> None:
+        values = edges.tolist() if isinstance(edges, Tensor) else list(edges)
+        if not isinstance(values, list) or any(isinstance(e, (list, str, bool)) for e in values):
+            raise ValueError(f"Expected `edges` to be a flat sequence of numbers, but got {edges}.")
+        self._edges = tuple(float(edge) for edge in values)
+        if len(self._edges) < 2:
+            raise ValueError(
+                f"Expected `edges` to hold at least two numbers, but got {len(self._edges)}."
+            )
+        for left, right in zip(self._edges, self._edges[1:], strict=False):
+            if not (math.isfinite(left) and math.isfinite(right) and left < right):
+                raise ValueError(
+                    "Expected `edges` to be finite and strictly increasing, but got "
+                    f"{left} before {right}."
+                )
+        # The interior edges as tensors, one a (device, dtype) met so far: a later `index` on that
+        # device copies nothing from the host.
+        self._interior: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @classmethod
+    def uniform(cls, low: float, high: float, *, width: float) -> "TargetBins":
+        """Return bins of equal ``width`` that cover ``[low, high)``.
+
+        Args:
+            low: Left edge of the first bin, in target units.
+            high: Right edge of the last bin, in target units.
+            width: Width of a bin, in target units; must divide ``high - low``.
+
+        Returns:
+            ``(high - low) / width`` bins.
+
+        Raises:
+            ValueError: If ``width`` is not positive and finite or does not divide the range.
+
+        Example:
+            >>> from balanced_sam import TargetBins
+            >>> TargetBins.uniform(0, 10, width=0.1)
+            TargetBins(100 bins from 0.0 to 10.0)
+        """
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(
+                f"Expected `low` and `high` to be finite with low < high, but got {low} and {high}."
+            )
+        if not (math.isfinite(width) and width > 0):
+            raise ValueError(f"Expected `width` to be positive and finite, but got {width}.")
+        bins = round((high - low) / width)
+        if bins < 1 or not math.isclose(bins * width, high - low, rel_tol=1e-9):
+            raise ValueError(
+                f"Expected `width` to divide the range {low} to {high}, but got width={width}."
+            )
+        # Exact decimals, rounded once: bins from 0.7 of width 0.1 have the edge 0.8, not a
+        # neighbour of it, so that a float64 target of 0.8 lies in the bin that starts there.
+        start, stop = Fraction(str(float(low))), Fraction(str(float(high)))
+        return cls([float(start + (stop - start) * k / bins) for k in range(bins + 1)])
+
+    @property
+    def edges(self) -> Tensor:
+        """The edges, shape ``(B + 1,)``, float64, on the CPU (a fresh tensor each time)."""
+        return torch.tensor(self._edges, dtype=torch.float64, device="cpu")
+
+    def index(self, targets: Tensor) -> Tensor:
+        """Return the bin of each target.
+
+        Nothing waits for the device, so nothing is checked here: a NaN falls into the last bin.
+
+        Args:
+            targets: Targets of any shape, device and float or integer dtype, in target units.
+
+        Returns:
+            Indices into the bins, 0 to B - 1, shape of ``targets``, int64.
+
+        Raises:
+            TypeError: If ``targets`` is not a tensor of real numbers.
+        """
+        check_real("targets", targets)
+        if not targets.is_floating_point():
+            targets = targets.to(torch.float64 if targets.device.type != "mps" else torch.float32)
+        # Made contiguous because bucketize warns of the copy that it would make itself.
+        targets = targets.detach().contiguous()
+        return torch.bucketize(targets, self._interior_edges(targets), right=True)
+
+    def counts(self, targets: Tensor) -> Tensor:
+        """Count the targets in each bin.
+
+        Args:
+            targets: Targets of any shape, in target units, finite.
+
+        Returns:
+            Number of targets per bin, shape ``(B,)``, int64.
+
+        Raises:
+            ValueError: If ``targets`` is empty or holds NaN or infinity.
+        """
+        check_finite("targets", targets)
+        return torch.bincount(self.index(targets).flatten(), minlength=len(self))
+
+    def _interior_edges(self, targets: Tensor) -> Tensor:
+        """Return all edges but the first and the last, where and as the targets are."""
+        key = (targets.device, targets.dtype)
+        if key in self._interior:
+            return self._interior[key]
+        interior = self.edges[1:-1].to(targets.dtype).to(targets.device)
+        # torch.export traces with a subclass of Tensor, which must not outlive the trace.
+        if type(targets) is Tensor:
+            self._interior[key] = interior
+        return interior
+
+    def __len__(self) -> int:
+        """Return the number of bins B."""
+        return len(self._edges) - 1
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether ``other`` has the same edges."""
+        return isinstance(other, TargetBins) and self._edges == other._edges
+
+    def __hash__(self) -> int:
+        """Return a hash of the edges."""
+        return hash(self._edges)
+
+    def __reduce__(self) -> tuple[type["TargetBins"], tuple[tuple[float, ...]]]:
+        """Pickle and copy the edges alone, without the tensors derived from them."""
+        return TargetBins, (self._edges,)
+
+    def __repr__(self) -> str:
+        """Return the number of bins and their range."""
+        return f"TargetBins({len(self)} bins from {self._edges[0]} to {self._edges[-1]})"

@@ -1,0 +1,337 @@
+"""Target weights: rare targets count more (INV, SQINV), one gather a batch."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from balanced_sam._bins import TargetBins
+from balanced_sam._checks import check_choice, check_counts, check_real
+
+Scheme = Literal["inv", "sqinv", "none"]
+
+
+def inverse_weights(counts: Tensor, *, clip: tuple[float, float] | None = None) -> Tensor:
+    r"""Return the INV weight of each bin, on the paper's raw scale.
+
+    .. math:: w(k) = \frac{1}{n_k}
+
+    Args:
+        counts: Samples per bin, shape ``(B,)``; effective (smoothed) counts do as well.
+        clip: Lowest and highest count that is told apart, in samples; the benchmark code of the
+            ages takes (5, 1000). No clipping if None.
+
+    Returns:
+        Weights, shape ``(B,)``, float64, unit-free; an empty bin has the weight of the nearest
+        occupied one (the mean of both at equal distance), never infinity.
+
+    Raises:
+        ValueError: If ``counts`` is not a non-negative vector with a sample in it, or ``clip`` is
+            not a pair with 0 < low <= high.
+
+    References:
+        Yang et al. (2021), `Delving into Deep Imbalanced Regression
+        <https://arxiv.org/abs/2102.09554>`_, Section 4.1.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import inverse_weights
+        >>> inverse_weights(torch.tensor([0, 1, 4]))
+        tensor([1.0000, 1.0000, 0.2500], dtype=torch.float64)
+    """
+    check_counts(counts)
+    return _fill_empty(counts, 1 / _clip(counts.detach().to(torch.float64), clip))
+
+
+def sqrt_inverse_weights(counts: Tensor) -> Tensor:
+    r"""Return the SQINV weight of each bin, on the paper's raw scale.
+
+    .. math:: w(k) = \sqrt{\frac{1}{n_k}}
+
+    Args:
+        counts: Samples per bin, shape ``(B,)``; effective (smoothed) counts do as well.
+
+    Returns:
+        Weights, shape ``(B,)``, float64, unit-free; an empty bin has the weight of the nearest
+        occupied one (the mean of both at equal distance), never infinity.
+
+    Raises:
+        ValueError: If ``counts`` is not a non-negative vector with a sample in it.
+
+    References:
+        Liu et al. (2025), `Balanced Sharpness-Aware Minimization for Imbalanced Regression
+        <https://arxiv.org/abs/2508.16973>`_.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import sqrt_inverse_weights
+        >>> sqrt_inverse_weights(torch.tensor([0, 1, 4]))
+        tensor([1.0000, 1.0000, 0.5000], dtype=torch.float64)
+    """
+    check_counts(counts)
+    return _fill_empty(counts, 1 / counts.detach().to(torch.float64).sqrt())
+
+
+class TargetWeights(nn.Module):
+    """Map targets to the weight of their bin.
+
+    A module with two buffers and no parameters: it moves with ``.to(device)`` and is part of a
+    ``state_dict``. Calling it is one binary search and one gather; no gradient flows and nothing
+    waits for the device.
+
+    Args:
+        bins: The bins of the target range.
+        counts: Training samples per bin, shape ``(B,)``.
+        bin_weights: Weight of each bin, shape ``(B,)``, finite and non-negative.
+
+    Attributes:
+        bins: The bins of the target range.
+        counts: Training samples per bin, shape ``(B,)``.
+        bin_weights: Weight of each bin, shape ``(B,)``, float32 unless the module is converted.
+
+    Raises:
+        ValueError: If a shape does not fit the bins, or a count or weight is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import TargetBins, TargetWeights
+        >>> ages = torch.tensor([30.0, 31.5, 33.0, 34.2, 80.0])
+        >>> weights = TargetWeights.from_targets(ages, TargetBins.uniform(0, 100, width=10))
+        >>> weights(torch.tensor([35.0, 84.0]))
+        tensor([0.8333, 1.6667])
+    """
+
+    counts: Tensor
+    bin_weights: Tensor
+
+    def __init__(self, bins: TargetBins, counts: Tensor, bin_weights: Tensor) -> None:
+        super().__init__()
+        check_counts(counts, len(bins))
+        check_real("bin_weights", bin_weights)
+        if bin_weights.shape != counts.shape:
+            raise ValueError(
+                f"Expected `bin_weights` to have shape {tuple(counts.shape)}, one a bin, but got "
+                f"{tuple(bin_weights.shape)}."
+            )
+        # Converted first: a weight may be finite in float64 only.
+        bin_weights = bin_weights.detach().to(torch.float32, copy=True)
+        if not (torch.isfinite(bin_weights) & (bin_weights >= 0)).all():
+            raise ValueError(
+                "Expected `bin_weights` to be finite and non-negative, but got values from "
+                f"{bin_weights.min().item()} to {bin_weights.max().item()}."
+            )
+        self.bins = bins
+        self.register_buffer("counts", counts.detach().clone())
+        self.register_buffer("bin_weights", bin_weights)
+
+    @classmethod
+    def from_targets(
+        cls,
+        targets: Tensor,
+        bins: TargetBins,
+        *,
+        scheme: Scheme = "sqinv",
+        smoothing: Callable[[Tensor], Tensor] | None = None,
+        clip: tuple[float, float] | None = None,
+        normalize: bool = True,
+    ) -> "TargetWeights":
+        """Fit the weights to training targets.
+
+        Args:
+            targets: Training targets of any shape (a vector, a stack of maps), in target units.
+            bins: The bins of the target range.
+            scheme: As in :meth:`from_counts`.
+            smoothing: As in :meth:`from_counts`.
+            clip: As in :meth:`from_counts`.
+            normalize: As in :meth:`from_counts`.
+
+        Returns:
+            The weights, on the targets' device.
+
+        Raises:
+            ValueError: If ``targets`` is empty or not finite, or an option is out of its range.
+        """
+        return cls.from_counts(
+            bins,
+            bins.counts(targets),
+            scheme=scheme,
+            smoothing=smoothing,
+            clip=clip,
+            normalize=normalize,
+        )
+
+    @classmethod
+    def from_counts(
+        cls,
+        bins: TargetBins,
+        counts: Tensor,
+        *,
+        scheme: Scheme = "sqinv",
+        smoothing: Callable[[Tensor], Tensor] | None = None,
+        clip: tuple[float, float] | None = None,
+        normalize: bool = True,
+    ) -> "TargetWeights":
+        r"""Fit the weights to the number of training samples in each bin.
+
+        Args:
+            bins: The bins of the target range.
+            counts: Training samples per bin, shape ``(B,)``.
+            scheme: ``"inv"`` for :math:`1/n`, ``"sqinv"`` for :math:`1/\sqrt n`, ``"none"`` for 1.
+            smoothing: LDS: a function from counts to effective counts, both of shape ``(B,)``, such
+                as :func:`smooth_counts` or a ``functools.partial`` of it. As in the benchmark code
+                it acts after the root or the clipping, :math:`w = 1 / \tilde{\sqrt n}`.
+            clip: Lowest and highest count that is told apart, in samples; only with ``"inv"``.
+            normalize: Scale the weights so that their mean over the training samples is 1, which
+                keeps the learning rate's meaning. False keeps the paper's raw scale.
+
+        Returns:
+            The weights, on the counts' device.
+
+        Raises:
+            ValueError: If the counts or an option are out of their range.
+
+        References:
+            Yang et al. (2021), `Delving into Deep Imbalanced Regression
+            <https://arxiv.org/abs/2102.09554>`_, Sections 3.1 and 4.1.
+        """
+        check_choice("scheme", scheme, ("inv", "sqinv", "none"))
+        check_counts(counts, len(bins))
+        if clip is not None and scheme != "inv":
+            raise ValueError(f"Expected `clip` with scheme='inv' only, but got scheme={scheme!r}.")
+        if smoothing is not None and scheme == "none":
+            raise ValueError("Expected `smoothing` with a scheme, but got scheme='none'.")
+        bin_weights = _bin_weights(counts, scheme, smoothing, clip)
+        if normalize:
+            samples = counts.to(torch.float64)
+            bin_weights = bin_weights * (samples.sum() / (samples * bin_weights).sum())
+        return cls(bins, counts, bin_weights)
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Return the weight of each target.
+
+        Args:
+            targets: Targets of any shape, on the module's device, in target units.
+
+        Returns:
+            Weights, shape of ``targets``, dtype of ``bin_weights``, unit-free.
+
+        Raises:
+            TypeError: If ``targets`` is not a tensor of real numbers.
+        """
+        return self.bin_weights[self.bins.index(targets)]
+
+    def get_extra_state(self) -> Tensor:
+        """Return the edges for the ``state_dict``: weights belong to their bins."""
+        return self.bins.edges
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raise if a ``state_dict`` was made with other bins.
+
+        Args:
+            state: The edges in the ``state_dict``, shape ``(B + 1,)``.
+
+        Raises:
+            ValueError: If they are not those of this module.
+        """
+        if TargetBins(state) != self.bins:
+            raise ValueError(
+                f"Expected a state_dict of weights over {self.bins}, but got one over "
+                f"{TargetBins(state)} with other edges."
+            )
+
+    def extra_repr(self) -> str:
+        """Return the bins, for ``repr``."""
+        return repr(self.bins)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    r"""Return the balanced loss of a batch, the mean over all elements of losses times weights.
+
+    .. math:: L = \frac{1}{N} \sum_i q(y_i) \, \ell_i
+
+    Shapes are checked because a hand-written product is not: ``(N,)`` times ``(N, 1)`` makes
+    ``(N, N)`` without a word.
+
+    Args:
+        losses: Loss of each element, shape ``(N,)`` or ``(N, ...)``, in loss units.
+        weights: Weight of each element, same shape, or shape ``(N,)`` for one weight a sample.
+
+    Returns:
+        The balanced loss, a 0-dim tensor, in loss units.
+
+    Raises:
+        TypeError: If ``losses`` does not hold floats.
+        ValueError: If the shapes differ in any other way, or there is no element.
+
+    References:
+        Liu et al. (2025), `Balanced Sharpness-Aware Minimization for Imbalanced Regression
+        <https://arxiv.org/abs/2508.16973>`_.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import weighted_mean
+        >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]))
+        tensor(2.5000)
+    """
+    check_real("losses", losses)
+    check_real("weights", weights)
+    if weights.shape != losses.shape:
+        if weights.dim() != 1 or weights.shape != losses.shape[:1]:
+            raise ValueError(
+                "Expected `weights` to have the shape of `losses`, or (N,) for losses (N, ...), "
+                f"but got weights {tuple(weights.shape)} and losses {tuple(losses.shape)}."
+            )
+        weights = weights.reshape(-1, *[1] * (losses.dim() - 1))
+    if losses.numel() == 0:
+        raise ValueError("Expected `losses` to hold at least one value, but got an empty tensor.")
+    if not losses.is_floating_point():
+        raise TypeError(f"Expected `losses` to hold floats, but got dtype {losses.dtype}.")
+    return (losses * weights).mean()
+
+
+def _bin_weights(
+    counts: Tensor,
+    scheme: Scheme,
+    smoothing: Callable[[Tensor], Tensor] | None,
+    clip: tuple[float, float] | None,
+) -> Tensor:
+    """Return the raw weight of each bin."""
+    if scheme == "none":
+        return torch.ones_like(counts, dtype=torch.float64)
+    if smoothing is None:
+        return (
+            sqrt_inverse_weights(counts)
+            if scheme == "sqinv"
+            else inverse_weights(counts, clip=clip)
+        )
+    values = counts.to(torch.float64)
+    effective = smoothing(values.sqrt() if scheme == "sqinv" else _clip(values, clip))
+    if effective.shape != counts.shape:
+        raise ValueError(
+            f"Expected `smoothing` to return shape {tuple(counts.shape)}, but got "
+            f"{tuple(effective.shape)}."
+        )
+    return inverse_weights(effective)
+
+
+def _clip(counts: Tensor, clip: tuple[float, float] | None) -> Tensor:
+    """Return the counts held within ``clip``."""
+    if clip is None:
+        return counts
+    if not (isinstance(clip, tuple) and len(clip) == 2 and 0 < clip[0] <= clip[1]):
+        raise ValueError(f"Expected `clip` to be a pair with 0 < low <= high, but got {clip}.")
+    return counts.clamp(*clip)
+
+
+def _fill_empty(counts: Tensor, bin_weights: Tensor) -> Tensor:
+    """Return the weights with each empty bin's replaced by the nearest occupied bin's."""
+    occupied = (counts > 0).nonzero().squeeze(1)
+    positions = torch.arange(len(counts), device=counts.device)
+    before = torch.searchsorted(occupied, positions, right=True) - 1
+    after = torch.searchsorted(occupied, positions)
+    # Beyond the outermost occupied bins, both neighbours are that bin.
+    left, right = occupied[before.clamp(min=0)], occupied[after.clamp(max=len(occupied) - 1)]
+    # 1 where the left neighbour is nearer, 0 where the right one is, 1/2 at equal distance.
+    share = (1 + torch.sign((right - positions).abs() - (positions - left).abs())) / 2
+    return share * bin_weights[left] + (1 - share) * bin_weights[right]

@@ -1,0 +1,261 @@
+"""Target bins: which bin a target lies in, in every dtype and shape, and how many lie in each."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from balanced_sam import TargetBins
+
+
+def searchsorted(bins: TargetBins, targets: Tensor) -> np.ndarray:
+    """Return the bins by numpy, the edges rounded to the targets' dtype as documented."""
+    edges = bins.edges.to(targets.dtype) if targets.is_floating_point() else bins.edges
+    interior = edges[1:-1].to(torch.float64).numpy()
+    return np.searchsorted(interior, targets.to(torch.float64).numpy(), side="right")
+
+
+@pytest.fixture
+def warn_always() -> Iterator[None]:
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES + strategies.INT_DTYPES, ids=str)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_index_equals_numpy_searchsorted(dtype: torch.dtype, data: st.DataObject) -> None:
+    bins = data.draw(strategies.bins())
+    targets = data.draw(strategies.targets_for(bins, dtype=dtype))
+    index = bins.index(targets)
+    assert index.dtype is torch.int64
+    assert index.shape == targets.shape
+    np.testing.assert_array_equal(index.numpy(), searchsorted(bins, targets))
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES, ids=str)
+def test_index_of_every_left_edge_is_its_own_bin(dtype: torch.dtype) -> None:
+    bins = TargetBins.uniform(0, 121, width=1)
+    assert bins.index(bins.edges[:-1].to(dtype)).tolist() == list(range(121))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@settings(max_examples=100, deadline=None)
+@given(low=st.integers(-2000, 2000), width=st.integers(1, 300), size=st.integers(1, 60))
+def test_index_of_a_decimal_edge_is_the_bin_that_starts_there(
+    dtype: torch.dtype, low: int, width: int, size: int
+) -> None:
+    bins = TargetBins.uniform(low / 100, (low + size * width) / 100, width=width / 100)
+    decimals = [float(Fraction(low + k * width, 100)) for k in range(size)]
+    assert bins.index(torch.tensor(decimals, dtype=dtype)).tolist() == list(range(size))
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES, ids=str)
+def test_index_of_the_value_before_an_edge_is_the_bin_on_the_left(dtype: torch.dtype) -> None:
+    bins = TargetBins([0.0, 0.7, 1.3, 2.0])
+    edges = bins.edges[1:-1].to(dtype)
+    before = torch.nextafter(edges, torch.zeros_like(edges))
+    assert bins.index(before).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES, ids=str)
+def test_index_puts_outside_values_into_the_end_bins(dtype: torch.dtype) -> None:
+    targets = torch.tensor([-float("inf"), -1e4, -0.1, 3.0, 1e4, float("inf")], dtype=dtype)
+    assert TargetBins([0, 1, 2, 3]).index(targets).tolist() == [0, 0, 0, 2, 2, 2]
+
+
+def test_index_of_one_bin_is_always_zero() -> None:
+    assert TargetBins([0, 1]).index(torch.tensor([-1.0, 0.5, 9.0])).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.tensor(1.5),
+        lambda: torch.zeros(0, 3),
+        lambda: torch.tensor(1.5).expand(2, 3),
+        lambda: torch.arange(6.0).reshape(2, 3).T,
+        lambda: torch.arange(6.0).reshape(2, 3)[:, 1],
+        lambda: torch.arange(24.0).reshape(1, 2, 3, 4).permute(0, 2, 3, 1),
+    ],
+    ids=["0-dim", "empty", "expanded", "transposed", "column", "channels last"],
+)
+def test_index_takes_any_shape_and_layout_without_a_warning(
+    make: Callable[[], Tensor], warn_always: None
+) -> None:
+    bins, targets = TargetBins.uniform(0, 20, width=2), make()
+    index = bins.index(targets)
+    assert index.shape == targets.shape
+    np.testing.assert_array_equal(index.numpy(), searchsorted(bins, targets))
+
+
+def test_index_detaches_and_keeps_the_targets() -> None:
+    targets = torch.tensor([0.5, 1.5], requires_grad=True)
+    index = TargetBins([0, 1, 2]).index(targets * 1)
+    assert not index.requires_grad
+    assert targets.tolist() == [0.5, 1.5]
+
+
+def test_index_is_right_after_a_trace_and_after_inference_mode() -> None:
+    class Index(torch.nn.Module):
+        def forward(self, targets: Tensor) -> Tensor:
+            return bins.index(targets)
+
+    bins, targets = TargetBins([0, 1, 2, 3]), torch.tensor([0.5, 2.5])
+    exported = torch.export.export(Index(), (targets,), strict=False)
+    with torch.inference_mode():
+        bins.index(targets.double())
+    assert exported.module()(targets).tolist() == [0, 2]
+    assert bins.index(targets).tolist() == [0, 2]
+    assert bins.index(targets.double()).tolist() == [0, 2]
+    assert torch.export.export(Index(), (targets,), strict=False).module()(targets).tolist() == [
+        0,
+        2,
+    ]
+
+
+def test_index_does_not_depend_on_the_default_device() -> None:
+    # As on a machine whose default device is a GPU.
+    with torch.device("meta"):
+        bins = TargetBins([0, 1, 2, 3])
+        assert bins.edges.device.type == "cpu"
+        assert bins.index(torch.tensor([0.5, 2.5], device="cpu")).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        torch.arange(256, dtype=torch.float32) / 255 * 10,
+        torch.arange(10_000, dtype=torch.float32) / 1000,
+    ],
+    ids=["8-bit training png", "16-bit test png"],
+)
+def test_index_equals_the_buckets_of_nyud2_dir(depth: Tensor) -> None:
+    buckets = (depth * 10).int().clamp(max=99)
+    assert torch.equal(TargetBins.uniform(0, 10, width=0.1).index(depth), buckets.long())
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_counts_are_the_number_of_targets_in_each_bin(data: st.DataObject) -> None:
+    bins = data.draw(strategies.bins())
+    targets = data.draw(strategies.targets_for(bins))
+    counts = bins.counts(targets)
+    index = searchsorted(bins, targets).ravel()
+    assert counts.tolist() == [int((index == k).sum()) for k in range(len(bins))]
+    assert counts.sum() == targets.numel()
+    assert torch.equal(counts, bins.counts(targets.flatten().flip(0)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.integers(-50, 50), bins=st.integers(1, 200), width=st.sampled_from([0.1, 0.25, 3]))
+def test_uniform_bins_cover_the_range_in_equal_widths(low: int, bins: int, width: float) -> None:
+    high = low + bins * width
+    edges = TargetBins.uniform(low, high, width=width).edges
+    assert len(edges) == bins + 1
+    assert (edges[0], edges[-1]) == (low, high)
+    torch.testing.assert_close(edges.diff(), torch.full((bins,), width, dtype=torch.float64))
+
+
+def test_uniform_width_need_not_be_a_decimal() -> None:
+    assert len(TargetBins.uniform(0, 1, width=1 / 3)) == 3
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [(0, 1.5, 3), np.array([0, 1.5, 3]), torch.tensor([0, 1.5, 3])],
+    ids=["tuple", "numpy", "tensor"],
+)
+def test_edges_may_come_from_any_sequence(edges: tuple[float, ...]) -> None:
+    assert TargetBins(edges) == TargetBins([0.0, 1.5, 3.0])
+
+
+def test_edges_cannot_be_changed_from_outside() -> None:
+    bins = TargetBins([0, 1, 2])
+    bins.edges.zero_()
+    assert bins.edges.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_bins_are_values() -> None:
+    bins = TargetBins([0, 1, 2])
+    assert bins == TargetBins.uniform(0, 2, width=1)
+    assert hash(bins) == hash(TargetBins.uniform(0, 2, width=1))
+    assert bins != TargetBins([0, 1, 3])
+    assert bins != [0, 1, 2]
+    assert len(bins) == 2
+    assert repr(bins) == "TargetBins(2 bins from 0.0 to 2.0)"
+
+
+def reload(bins: TargetBins) -> TargetBins:
+    buffer = io.BytesIO()
+    torch.save(bins, buffer)
+    buffer.seek(0)
+    loaded: TargetBins = torch.load(buffer, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, copy.copy, lambda bins: pickle.loads(pickle.dumps(bins)), reload],
+    ids=["deepcopy", "copy", "pickle", "torch.save"],
+)
+def test_bins_survive_being_copied_and_saved(clone: Callable[[TargetBins], TargetBins]) -> None:
+    bins, targets = TargetBins([0, 0.7, 2]), torch.tensor([0.5, 0.7])
+    bins.index(targets)
+    copied = clone(bins)
+    assert copied == bins
+    assert copied.index(targets).tolist() == [0, 1]
+
+
+UNIT = TargetBins([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: TargetBins([]), ValueError, "`edges` to hold at least two numbers, but got 0"),
+        (lambda: TargetBins([1.0]), ValueError, "`edges` to hold at least two numbers, but got 1"),
+        (lambda: TargetBins([0, 2, 1]), ValueError, "strictly increasing, but got 2.0 before 1.0"),
+        (lambda: TargetBins([0, 1, 1]), ValueError, "strictly increasing, but got 1.0 before 1.0"),
+        (lambda: TargetBins([0, float("nan")]), ValueError, "finite and strictly .* 0.0 before na"),
+        (lambda: TargetBins([0, float("inf")]), ValueError, "finite and strictly .* 0.0 before in"),
+        (lambda: TargetBins([-float("inf"), 0]), ValueError, "finite and strictly .*-inf before 0"),
+        (lambda: TargetBins(torch.ones(2, 2)), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins(torch.tensor(5.0)), ValueError, "a flat sequence .* but got 5.0"),
+        (lambda: TargetBins(["0", "1"]), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins([False, True]), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins.uniform(1, 1, width=1), ValueError, "low < high, but got 1 and 1"),
+        (lambda: TargetBins.uniform(2, 1, width=1), ValueError, "low < high, but got 2 and 1"),
+        (lambda: TargetBins.uniform(0, float("inf"), width=1), ValueError, "to be finite with low"),
+        (lambda: TargetBins.uniform(0, 1, width=0), ValueError, "`width` to be positive and fin"),
+        (lambda: TargetBins.uniform(0, 1, width=-1), ValueError, "positive and .* but got -1"),
+        (lambda: TargetBins.uniform(0, 1, width=float("nan")), ValueError, "but got nan"),
+        (lambda: TargetBins.uniform(0, 1, width=0.3), ValueError, "divide the range 0 to 1, .*0.3"),
+        (lambda: TargetBins.uniform(0, 1, width=2), ValueError, "divide the range 0 to 1, .*=2"),
+        (lambda: UNIT.index([0.5]), TypeError, "`targets` to be a torch.Tensor, but got list"),
+        (lambda: UNIT.index(torch.tensor([True])), TypeError, "`targets` to hold .* torch.bool"),
+        (lambda: UNIT.index(torch.tensor([1j])), TypeError, "`targets` to hold .* torch.complex64"),
+        (lambda: UNIT.counts(np.ones(2)), TypeError, "`targets` to be a torch.Tensor, .* ndarray"),
+        (lambda: UNIT.counts(torch.tensor([])), ValueError, "`targets` to hold at least one value"),
+        (
+            lambda: UNIT.counts(torch.tensor([1, float("nan"), float("inf")])),
+            ValueError,
+            "`targets` to be finite, but got 2 NaN or infinite values among 3",
+        ),
+    ],
+)
+def test_error_names_the_argument(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()

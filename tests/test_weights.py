@@ -1,0 +1,490 @@
+"""Target weights: INV, SQINV and LDS per bin, the lookup from targets, and the weighted mean."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import convolve1d, gaussian_filter1d
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from balanced_sam import (
+    TargetBins,
+    TargetWeights,
+    inverse_weights,
+    smooth_counts,
+    sqrt_inverse_weights,
+    weighted_mean,
+)
+
+schemes = st.sampled_from(["inv", "sqinv", "none"])
+
+
+def unit_bins(counts: Tensor) -> TargetBins:
+    return TargetBins.uniform(0, len(counts), width=1)
+
+
+class CallRecorder(TorchDispatchMode):
+    """Record the name of every operator that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.calls.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts())
+def test_occupied_bin_has_the_weight_of_the_formula(counts: Tensor) -> None:
+    n = counts.double().numpy()
+    occupied = n > 0
+    inv, sqinv = inverse_weights(counts), sqrt_inverse_weights(counts)
+    assert inv.dtype is torch.float64
+    assert sqinv.dtype is torch.float64
+    np.testing.assert_allclose(inv.numpy()[occupied], 1 / n[occupied], rtol=1e-14)
+    np.testing.assert_allclose(sqinv.numpy()[occupied], 1 / np.sqrt(n[occupied]), rtol=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts())
+def test_inv_is_the_square_of_sqinv(counts: Tensor) -> None:
+    occupied = counts > 0
+    squared = sqrt_inverse_weights(counts)[occupied].square()
+    torch.testing.assert_close(inverse_weights(counts)[occupied], squared)
+
+
+@pytest.mark.parametrize("weigh", [inverse_weights, sqrt_inverse_weights])
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts())
+def test_weights_fall_as_counts_rise(weigh: Callable[[Tensor], Tensor], counts: Tensor) -> None:
+    occupied = counts > 0
+    order = counts[occupied].argsort()
+    weights, sorted_counts = weigh(counts)[occupied][order], counts[occupied][order]
+    assert ((weights.diff() < 0) == (sorted_counts.diff() > 0)).all()
+
+
+@pytest.mark.parametrize("weigh", [inverse_weights, sqrt_inverse_weights])
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts())
+def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin(
+    weigh: Callable[[Tensor], Tensor], counts: Tensor
+) -> None:
+    weights = weigh(counts)
+    occupied = counts.nonzero().flatten().tolist()
+    assert torch.isfinite(weights).all()
+    for k in range(len(counts)):
+        distance = min(abs(j - k) for j in occupied)
+        nearest = [weights[j].item() for j in occupied if abs(j - k) == distance]
+        assert weights[k].item() == pytest.approx(sum(nearest) / len(nearest), rel=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts(), low=st.integers(1, 50), ratio=st.integers(1, 50))
+def test_inverse_weights_clip_the_counts(counts: Tensor, low: int, ratio: int) -> None:
+    occupied = counts > 0
+    clipped = inverse_weights(counts, clip=(low, low * ratio))[occupied].numpy()
+    n = counts[occupied].double().numpy()
+    np.testing.assert_allclose(clipped, 1 / np.clip(n, low, low * ratio), rtol=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), scheme=schemes)
+def test_normalized_weights_have_mean_one_over_the_training_samples(
+    data: st.DataObject, scheme: Any
+) -> None:
+    bins = data.draw(strategies.bins())
+    targets = data.draw(strategies.targets_for(bins))
+    weights = TargetWeights.from_targets(targets, bins, scheme=scheme)
+    assert weights(targets).double().mean().item() == pytest.approx(1, rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts(), scheme=st.sampled_from(["inv", "sqinv"]))
+def test_smoothed_normalized_weights_have_mean_one_over_the_training_samples(
+    counts: Tensor, scheme: Any
+) -> None:
+    weights = TargetWeights.from_counts(
+        unit_bins(counts), counts, scheme=scheme, smoothing=smooth_counts
+    )
+    share = counts.double() / counts.sum()
+    assert (share * weights.bin_weights).sum().item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int32, torch.float64])
+def test_normalized_weights_do_not_depend_on_the_dtype_of_the_counts(dtype: torch.dtype) -> None:
+    counts = torch.tensor([60_000, 60_000, 4])
+    expected = TargetWeights.from_counts(unit_bins(counts), counts).bin_weights
+    weights = TargetWeights.from_counts(unit_bins(counts), counts.to(dtype)).bin_weights
+    torch.testing.assert_close(weights, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts())
+def test_raw_scale_is_that_of_the_formulas(counts: Tensor) -> None:
+    make = partial(TargetWeights.from_counts, unit_bins(counts), counts, normalize=False)
+    assert torch.equal(make().bin_weights, sqrt_inverse_weights(counts).float())
+    assert torch.equal(make(scheme="inv").bin_weights, inverse_weights(counts).float())
+    clipped = inverse_weights(counts, clip=(5, 1000)).float()
+    assert torch.equal(make(scheme="inv", clip=(5, 1000)).bin_weights, clipped)
+    assert torch.equal(make(scheme="none").bin_weights, torch.ones(len(counts)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), scheme=schemes)
+def test_order_and_shape_of_the_training_samples_change_nothing(
+    data: st.DataObject, scheme: Any
+) -> None:
+    bins = data.draw(strategies.bins())
+    targets = data.draw(strategies.targets_for(bins))
+    shuffled = torch.tensor(data.draw(st.permutations(targets.flatten().tolist())))
+    weights = TargetWeights.from_targets(targets, bins, scheme=scheme)
+    other = TargetWeights.from_targets(shuffled, bins, scheme=scheme)
+    assert torch.equal(weights.bin_weights, other.bin_weights)
+    assert torch.equal(weights.counts, other.counts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts(min_bins=3))
+def test_sqinv_with_lds_is_one_over_the_smoothed_root(counts: Tensor) -> None:
+    window = gaussian_filter1d([0.0, 0.0, 1.0, 0.0, 0.0], sigma=2)
+    root = np.sqrt(counts.double().numpy())
+    effective = convolve1d(root, window / window.max(), mode="constant")
+    weights = TargetWeights.from_counts(
+        unit_bins(counts), counts, smoothing=smooth_counts, normalize=False
+    )
+    reached = effective > 1e-9
+    actual = weights.bin_weights.numpy()
+    np.testing.assert_allclose(actual[reached], 1 / effective[reached], rtol=1e-6)
+    assert np.isfinite(actual).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=strategies.counts(min_bins=3))
+def test_inv_with_lds_is_one_over_the_smoothed_clipped_counts(counts: Tensor) -> None:
+    window = gaussian_filter1d([0.0, 0.0, 1.0, 0.0, 0.0], sigma=2)
+    clipped = np.clip(counts.double().numpy(), 5, 1000)
+    effective = convolve1d(clipped, window / window.max(), mode="reflect")
+    weights = TargetWeights.from_counts(
+        unit_bins(counts),
+        counts,
+        scheme="inv",
+        clip=(5, 1000),
+        smoothing=partial(smooth_counts, boundary="reflect"),
+        normalize=False,
+    )
+    np.testing.assert_allclose(weights.bin_weights.numpy(), 1 / effective, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES + strategies.INT_DTYPES, ids=str)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_call_gathers_the_weight_of_each_bin(dtype: torch.dtype, data: st.DataObject) -> None:
+    bins = data.draw(strategies.bins())
+    targets = data.draw(strategies.targets_for(bins, dtype=dtype))
+    weights = TargetWeights.from_targets(targets, bins)
+    called = weights(targets)
+    assert called.shape == targets.shape
+    assert called.dtype is torch.float32
+    index = bins.index(targets).numpy()
+    np.testing.assert_array_equal(called.numpy(), weights.bin_weights.numpy()[index])
+
+
+def test_pixel_maps_are_weighted_as_their_pixels_are() -> None:
+    depth = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(0)) * 10
+    bins = TargetBins.uniform(0, 10, width=0.1)
+    weights = TargetWeights.from_targets(depth, bins)
+    assert torch.equal(weights(depth).flatten(), weights(depth.flatten()))
+    assert torch.equal(weights(depth.mT), weights(depth).mT)
+
+
+def test_no_gradient_flows_through_the_weights() -> None:
+    source = torch.ones(2, requires_grad=True)
+    bins = TargetBins([0, 1, 2])
+    weights = TargetWeights(bins, torch.ones(2), source * 2)
+    targets = torch.tensor([0.5, 1.5], requires_grad=True)
+    predictions = torch.tensor([2.0, 2.0], requires_grad=True)
+    weighted_mean((predictions - targets.detach()).abs(), weights(targets)).backward()
+    assert not weights(targets).requires_grad
+    assert predictions.grad is not None
+    assert targets.grad is None
+    assert source.grad is None
+    assert not TargetWeights.from_targets(targets, bins).bin_weights.requires_grad
+
+
+def test_module_has_two_buffers_and_no_parameters() -> None:
+    weights = TargetWeights.from_targets(torch.tensor([0.5, 1.5]), TargetBins([0, 1, 2]))
+    assert list(weights.parameters()) == []
+    assert sorted(name for name, _ in weights.named_buffers()) == ["bin_weights", "counts"]
+    assert repr(weights) == "TargetWeights(TargetBins(2 bins from 0.0 to 2.0))"
+
+
+def test_module_keeps_no_reference_to_what_it_was_given() -> None:
+    counts, bin_weights = torch.ones(2), torch.ones(2)
+    weights = TargetWeights(TargetBins([0, 1, 2]), counts, bin_weights)
+    counts.zero_()
+    bin_weights.zero_()
+    assert weights.counts.tolist() == [1, 1]
+    assert weights.bin_weights.tolist() == [1, 1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=strategies.counts(), scheme=schemes)
+def test_state_dict_restores_the_weights(counts: Tensor, scheme: Any) -> None:
+    saved = TargetWeights.from_counts(unit_bins(counts), counts, scheme=scheme)
+    ones = torch.ones(len(counts))
+    restored = TargetWeights(unit_bins(counts), ones.long(), ones)
+    buffer = io.BytesIO()
+    torch.save(saved.state_dict(), buffer)
+    buffer.seek(0)
+    restored.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(restored.counts, saved.counts)
+    assert torch.equal(restored.bin_weights, saved.bin_weights)
+
+
+def reload(weights: TargetWeights) -> TargetWeights:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    buffer.seek(0)
+    loaded: TargetWeights = torch.load(buffer, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda weights: pickle.loads(pickle.dumps(weights)), reload],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_module_survives_being_copied_and_saved(
+    clone: Callable[[TargetWeights], TargetWeights],
+) -> None:
+    targets = torch.tensor([0.5, 0.6, 1.5])
+    weights = TargetWeights.from_targets(targets, TargetBins([0, 1, 2]))
+    expected = weights(targets)
+    copied = clone(weights)
+    weights.bin_weights.zero_()
+    assert copied.bins == weights.bins
+    assert torch.equal(copied(targets), expected)
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES, ids=str)
+def test_converted_module_returns_the_converted_dtype(dtype: torch.dtype) -> None:
+    targets = torch.tensor([0.5, 0.6, 1.5])
+    weights = TargetWeights.from_targets(targets, TargetBins([0, 1, 2]))
+    expected = weights(targets).to(dtype)
+    assert torch.equal(weights.to(dtype)(targets), expected)
+    assert weights.counts.tolist() == [2, 1]
+    assert weights.counts.dtype is torch.int64
+
+
+def test_call_reads_no_value_on_the_host() -> None:
+    # A meta tensor has no values: whatever asks for one raises.
+    weights = TargetWeights.from_targets(torch.arange(9.0), TargetBins.uniform(0, 9, width=3))
+    called = weights.to("meta")(torch.empty(3, 5, device="meta"))
+    assert called.device.type == "meta"
+    assert called.shape == (3, 5)
+    assert called.dtype is torch.float32
+
+
+def test_call_runs_as_many_operators_for_one_sample_as_for_many() -> None:
+    weights = TargetWeights.from_targets(torch.arange(9.0), TargetBins.uniform(0, 9, width=3))
+    weights(torch.zeros(1))
+    runs = []
+    for shape in [(1,), (10,), (10_000,), (4, 1, 30, 30)]:
+        with CallRecorder() as recorder:
+            weights(torch.zeros(shape).sub_(1))
+        runs.append(recorder.calls[2:])
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+    assert sorted(set(runs[0]) - {"aten.detach.default"}) == [
+        "aten.bucketize.Tensor",
+        "aten.index.Tensor",
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=strategies.shapes)
+def test_weighted_mean_of_one_shape_equals_numpy(
+    data: st.DataObject, shape: tuple[int, ...]
+) -> None:
+    losses, weights = data.draw(strategies.tensors(shape)), data.draw(strategies.tensors(shape))
+    expected = (losses.double().numpy() * weights.double().numpy()).mean()
+    actual = weighted_mean(losses.double(), weights.double())
+    assert actual.dim() == 0
+    assert actual.item() == pytest.approx(expected, rel=1e-12, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=strategies.shapes.filter(len))
+def test_weighted_mean_takes_one_weight_a_sample(
+    data: st.DataObject, shape: tuple[int, ...]
+) -> None:
+    losses = data.draw(strategies.tensors(shape)).double()
+    weights = data.draw(strategies.tensors(shape[:1])).double()
+    per_sample = losses.reshape(shape[0], -1).mean(1).numpy() * weights.numpy()
+    actual = weighted_mean(losses, weights).item()
+    assert actual == pytest.approx(per_sample.mean(), rel=1e-12, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(losses=strategies.shapes, weights=strategies.shapes)
+def test_weighted_mean_raises_unless_shapes_are_equal_or_one_weight_a_sample(
+    losses: tuple[int, ...], weights: tuple[int, ...]
+) -> None:
+    if weights in (losses, losses[:1] or losses):
+        assert weighted_mean(torch.ones(losses), torch.ones(weights)).item() == 1
+    else:
+        with pytest.raises(ValueError, match="`weights` to have the shape of `losses`"):
+            weighted_mean(torch.ones(losses), torch.ones(weights))
+
+
+def test_weighted_mean_passes_each_loss_its_weight_as_gradient() -> None:
+    losses = torch.zeros(2, 3, requires_grad=True)
+    weighted_mean(losses, torch.tensor([3.0, 6.0])).backward()
+    assert losses.grad is not None
+    torch.testing.assert_close(losses.grad, torch.tensor([[0.5] * 3, [1.0] * 3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weighted_mean_of_half_losses_is_taken_in_the_dtype_of_the_weights(
+    dtype: torch.dtype,
+) -> None:
+    mean = weighted_mean(torch.full((4,), 60_000.0, dtype=dtype), torch.full((4,), 10.0))
+    assert mean.dtype is torch.float32
+    assert mean.item() == pytest.approx(600_000, rel=1e-2)
+
+
+BINS = TargetBins([0, 1, 2])
+ONES = torch.ones(2)
+NAN = float("nan")
+from_counts = partial(TargetWeights.from_counts, BINS, ONES)
+# Leaves an effective count of e^-100 in the empty bin: its weight is finite in float64 only.
+sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: inverse_weights([1]), TypeError, "`counts` to be a torch.Tensor, but got list"),
+        (lambda: inverse_weights(ONES * 0), ValueError, "at least one sample, but got all zeros"),
+        (lambda: inverse_weights(-ONES), ValueError, "`counts` to be non-negative, .* -1.0 in bin"),
+        (lambda: inverse_weights(ONES * NAN), ValueError, "`counts` to be finite"),
+        (lambda: inverse_weights(ONES[:0]), ValueError, "`counts` to hold at least one value"),
+        (lambda: inverse_weights(torch.ones(2, 1)), ValueError, r"\(B,\), but got \(2, 1\)"),
+        (lambda: inverse_weights(ONES, clip=5), ValueError, "`clip` .* but got 5"),
+        (lambda: inverse_weights(ONES, clip=(1, 2, 3)), ValueError, "`clip` .* but got "),
+        (lambda: inverse_weights(ONES, clip=(0, 1)), ValueError, r"`clip` .* but got \(0, 1\)"),
+        (lambda: inverse_weights(ONES, clip=(3, 2)), ValueError, r"`clip` .* but got \(3, 2\)"),
+        (lambda: inverse_weights(ONES, clip=(NAN, 2)), ValueError, r"`clip` .* but got \(nan, 2\)"),
+        (lambda: sqrt_inverse_weights(ONES * 0), ValueError, "at least one sample, but got all ze"),
+        (lambda: sqrt_inverse_weights(-ONES), ValueError, "`counts` to be non-negative"),
+        (lambda: TargetWeights(BINS, torch.ones(3), ONES), ValueError, r"`counts` .*\(2,\), one a"),
+        (lambda: TargetWeights(BINS, ONES * 0, ONES), ValueError, "at least one sample"),
+        (lambda: TargetWeights(BINS, ONES, [1, 1]), TypeError, "`bin_weights` to be a torch.Tens"),
+        (
+            lambda: TargetWeights(BINS, ONES, torch.ones(2, 1)),
+            ValueError,
+            r"`bin_weights` to have shape \(2,\), one a bin, but got \(2, 1\)",
+        ),
+        (
+            lambda: TargetWeights(BINS, ONES, torch.tensor([-1.0, 2.0])),
+            ValueError,
+            "`bin_weights` to be finite and non-negative, but got values from -1.0 to 2.0",
+        ),
+        (lambda: TargetWeights(BINS, ONES, ONES * NAN), ValueError, "`bin_weights` to be finite"),
+        (lambda: TargetWeights(BINS, ONES, ONES / 0), ValueError, "`bin_weights` to be finite"),
+        (
+            lambda: TargetWeights(BINS, ONES, ONES.double() * 1e40),
+            ValueError,
+            "`bin_weights` to be finite and non-negative, but got values from inf",
+        ),
+        (
+            lambda: TargetWeights.from_counts(BINS, torch.tensor([0, 1]), smoothing=sharp),
+            ValueError,
+            "`bin_weights` to be finite",
+        ),
+        (lambda: from_counts(scheme="lds"), ValueError, "`scheme` to be one of .* but got 'lds'"),
+        (lambda: from_counts(clip=(5, 1000)), ValueError, "`clip` with scheme='inv' only, .*sqinv"),
+        (lambda: from_counts(scheme="inv", clip=(2, 1)), ValueError, r"`clip` .* but got \(2, 1\)"),
+        (
+            lambda: from_counts(scheme="none", smoothing=smooth_counts),
+            ValueError,
+            "`smoothing` with a scheme, but got scheme='none'",
+        ),
+        (
+            lambda: from_counts(smoothing=lambda counts: counts[:1]),
+            ValueError,
+            r"`smoothing` to return shape \(2,\), but got \(1,\)",
+        ),
+        (
+            lambda: TargetWeights.from_counts(BINS, torch.ones(3)),
+            ValueError,
+            r"`counts` to have shape \(2,\), one a bin, but got \(3,\)",
+        ),
+        (
+            lambda: TargetWeights.from_targets(ONES[:0], BINS),
+            ValueError,
+            "`targets` to hold at least one value, but got an empty tensor",
+        ),
+        (
+            lambda: TargetWeights.from_targets(ONES * NAN, BINS),
+            ValueError,
+            "`targets` to be finite, but got 2 NaN or infinite values among 2",
+        ),
+        (lambda: from_counts()([0.5]), TypeError, "`targets` to be a torch.Tensor, but got list"),
+        (lambda: from_counts()(ONES > 0), TypeError, "`targets` to hold floats or integers"),
+        (
+            lambda: weighted_mean(torch.ones(3), torch.ones(3, 1)),
+            ValueError,
+            r"but got weights \(3, 1\) and losses \(3,\)",
+        ),
+        (
+            lambda: weighted_mean(torch.ones(3, 1), torch.ones(1, 3)),
+            ValueError,
+            r"but got weights \(1, 3\) and losses \(3, 1\)",
+        ),
+        (
+            lambda: weighted_mean(torch.ones(3), torch.ones(2)),
+            ValueError,
+            r"but got weights \(2,\) and losses \(3,\)",
+        ),
+        (
+            lambda: weighted_mean(torch.ones(2, 3), torch.ones(3)),
+            ValueError,
+            r"but got weights \(3,\) and losses \(2, 3\)",
+        ),
+        (lambda: weighted_mean(torch.ones(3), torch.ones(1)), ValueError, r"weights \(1,\) and"),
+        (lambda: weighted_mean(torch.ones(3), torch.tensor(1)), ValueError, r"weights \(\) and"),
+        (lambda: weighted_mean(torch.tensor(1.0), torch.ones(1)), ValueError, r"and losses \(\)"),
+        (lambda: weighted_mean(ONES[:0], ONES[:0]), ValueError, "`losses` to hold at least one"),
+        (lambda: weighted_mean([1.0], ONES[:1]), TypeError, "`losses` to be a torch.Tensor"),
+        (lambda: weighted_mean(ONES, [1.0, 1.0]), TypeError, "`weights` to be a torch.Tensor"),
+        (lambda: weighted_mean(ONES.int(), ONES.int()), TypeError, "`losses` to hold floats"),
+        (lambda: weighted_mean(ONES, ONES > 0), TypeError, "`weights` to hold floats or integers"),
+    ],
+)
+def test_error_names_the_argument(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_state_dict_of_other_bins_is_refused() -> None:
+    counts = torch.tensor([1, 2])
+    saved = TargetWeights.from_counts(TargetBins([0.0, 1.0, 2.0]), counts).state_dict()
+    other = TargetWeights.from_counts(TargetBins([0.0, 1.0, 3.0]), counts)
+    with pytest.raises(ValueError, match="Expected a state_dict of weights over TargetBins"):
+        other.load_state_dict(saved)
