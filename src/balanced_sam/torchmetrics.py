@@ -1,0 +1,76 @@
+"""Region metrics that stream over batches and ranks (extra ``balanced-sam[torchmetrics]``)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from balanced_sam._metrics import RegionReport, bin_sums, report_from_sums
+from balanced_sam._regions import ShotRegions
+
+
+class RegionMetrics(Metric):
+    """Stream :func:`balanced_sam.region_report` over batches, epochs and ranks.
+
+    The state is a ``(5, B)`` tensor of sums, beside the edges, however many samples are seen; the
+    sums add up over ranks, and the result equals the functional form on the whole.
+
+    Args:
+        regions: The many-, medium- and few-shot bins.
+        kwargs: Options of :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import ShotRegions, TargetBins
+        >>> from balanced_sam.torchmetrics import RegionMetrics
+        >>> bins = TargetBins([0.0, 10.0, 20.0, 30.0])
+        >>> metrics = RegionMetrics(ShotRegions(bins, ["many", "medium", "few"]))
+        >>> metrics.update(torch.tensor([4.0, 25.0]), torch.tensor([5.0, 21.0]))
+        >>> metrics.compute()["Few/MAE"]
+        tensor(4., dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    sums: Tensor
+    edges: Tensor
+
+    def __init__(self, regions: ShotRegions, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.regions = regions
+        zeros = torch.zeros(5, len(regions.bins), dtype=torch.float64)
+        self.add_state("sums", default=zeros, dist_reduce_fx="sum")
+        # A MetricCollection lets metrics share states that agree after a batch. The edges, as a
+        # state that never changes, keep metrics over different bins apart.
+        self.add_state("edges", default=regions.bins.edges, dist_reduce_fx="max")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: Model outputs, any shape, in target units.
+            targets: Targets, same shape, in target units.
+
+        Raises:
+            ValueError: If the shapes differ or are empty.
+        """
+        self.sums += bin_sums(predictions, targets, self.regions.bins).to(self.sums.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return every metric of every region, ready for ``log_dict``.
+
+        Returns:
+            0-dim float64 tensors under ``"<region>/<metric>"``, such as ``"Few/MAE"``.
+        """
+        return {
+            f"{region}/{name}": torch.tensor(value, dtype=torch.float64, device=self.sums.device)
+            for region, row in self.report().rows.items()
+            for name, value in row.items()
+        }
+
+    def report(self) -> RegionReport:
+        """Return this process's samples as a :class:`balanced_sam.RegionReport`."""
+        return report_from_sums(self.sums, self.regions)

@@ -1,0 +1,140 @@
+"""Shot regions: which bins are many-, medium- and few-shot, and which targets lie in them."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from balanced_sam import ShotRegions, TargetBins
+
+REGIONS = ("many", "medium", "few")
+# NYUD2-DIR names its regions by bucket; counts of pixels do not give them.
+NYUD2_MANY = {*range(9, 46), 47, 49}
+NYUD2_MEDIUM = {7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=strategies.counts(), few_below=st.integers(0, 100), more=st.sampled_from([0, 1, 80, 999])
+)
+def test_labels_follow_from_the_counts(counts: Tensor, few_below: int, more: int) -> None:
+    bins = TargetBins.uniform(0, len(counts), width=1)
+    many_above = few_below + more
+    regions = ShotRegions.from_counts(bins, counts, many_above=many_above, few_below=few_below)
+    for count, label in zip(counts.tolist(), regions.labels, strict=True):
+        assert (label == "many") == (count > many_above)
+        assert (label == "few") == (count < few_below and count <= many_above)
+
+
+def test_default_thresholds_make_100_and_20_medium_shot() -> None:
+    bins = TargetBins.uniform(0, 6, width=1)
+    regions = ShotRegions.from_counts(bins, torch.tensor([101, 100, 50, 20, 19, 0]))
+    assert regions.labels == ("many", "medium", "medium", "medium", "few", "few")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_masks_partition_the_samples(data: st.DataObject) -> None:
+    regions = data.draw(strategies.regions())
+    targets = data.draw(strategies.targets_for(regions.bins))
+    masks = torch.stack([regions.mask(targets, region) for region in REGIONS])
+    assert masks.dtype is torch.bool
+    assert masks.shape[1:] == targets.shape
+    assert (masks.sum(dim=0) == 1).all()
+    assert (torch.stack([regions.bin_mask(region) for region in REGIONS]).sum(dim=0) == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), region=st.sampled_from(REGIONS))
+def test_mask_is_the_label_of_each_bin(data: st.DataObject, region: str) -> None:
+    regions = data.draw(strategies.regions())
+    targets = data.draw(strategies.targets_for(regions.bins))
+    mask = regions.mask(targets, region).flatten().tolist()
+    index = regions.bins.index(targets).flatten().tolist()
+    assert mask == [regions.labels[k] == region for k in index]
+
+
+def test_explicit_labels_give_the_regions_of_nyud2_dir() -> None:
+    bins = TargetBins.uniform(0, 10, width=0.1)
+    regions = ShotRegions(
+        bins,
+        [
+            "many" if k in NYUD2_MANY else "medium" if k in NYUD2_MEDIUM else "few"
+            for k in range(100)
+        ],
+    )
+    depth = (torch.arange(10_000) / 1000).reshape(100, 100)
+    in_many, in_medium, in_few = (regions.mask(depth, region) for region in REGIONS)
+    assert repr(regions) == "ShotRegions(many=39, medium=15, few=46 bins)"
+    assert (in_many.int() + in_medium.int() + in_few.int() == 1).all()
+    bucket = bins.index(depth)
+    assert set(bucket[in_many].tolist()) == NYUD2_MANY
+    assert set(bucket[in_medium].tolist()) == NYUD2_MEDIUM
+    assert set(bucket[in_few].tolist()) == set(range(100)) - NYUD2_MANY - NYUD2_MEDIUM
+
+
+def test_bin_mask_is_on_the_cpu_whatever_the_default_device() -> None:
+    # As on a machine whose default device is a GPU.
+    with torch.device("meta"):
+        regions = ShotRegions(TargetBins([0, 1, 2]), ["many", "few"])
+        assert regions.bin_mask("few").tolist() == [False, True]
+        assert regions.mask(torch.tensor([0.5], device="cpu"), "many").tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda regions: pickle.loads(pickle.dumps(regions))],
+    ids=["deepcopy", "pickle"],
+)
+def test_regions_are_values(clone: Callable[[ShotRegions], ShotRegions]) -> None:
+    regions = ShotRegions(TargetBins([0, 1, 2]), ["many", "few"])
+    assert clone(regions) == regions
+    assert hash(clone(regions)) == hash(regions)
+    assert regions != ShotRegions(TargetBins([0, 1, 2]), ["many", "many"])
+    assert regions != ShotRegions(TargetBins([0, 1, 3]), ["many", "few"])
+    assert regions != ("many", "few")
+
+
+BINS = TargetBins([0, 1, 2])
+SHOT = ShotRegions(BINS, ["many", "few"])
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ShotRegions(BINS, ["many"]), ValueError, "one label a bin, 2, but got 1"),
+        (lambda: ShotRegions(BINS, ["many", "low"]), ValueError, "`labels` to hold .* got 'low'"),
+        (
+            lambda: ShotRegions.from_counts(BINS, ONES, many_above=5, few_below=6),
+            ValueError,
+            "`few_below` to be at most `many_above`, but got few_below=6 and many_above=5",
+        ),
+        (
+            lambda: ShotRegions.from_counts(BINS, ONES, many_above=float("nan")),
+            ValueError,
+            "few_below=20 and many_above=nan",
+        ),
+        (
+            lambda: ShotRegions.from_counts(BINS, torch.ones(3)),
+            ValueError,
+            r"`counts` to have shape \(2,\), one a bin, but got \(3,\)",
+        ),
+        (lambda: ShotRegions.from_counts(BINS, ONES * 0), ValueError, "at least one sample"),
+        (lambda: ShotRegions.from_counts(BINS, [1, 1]), TypeError, "`counts` to be a torch.Tensor"),
+        (lambda: SHOT.mask(ONES, "median"), ValueError, "`region` to be .* but got 'median'"),
+        (lambda: SHOT.bin_mask("Few"), ValueError, "`region` to be .* but got 'Few'"),
+        (lambda: SHOT.mask([1.0], "few"), TypeError, "`targets` to be a torch.Tensor"),
+    ],
+)
+def test_error_names_the_argument(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()

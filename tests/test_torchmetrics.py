@@ -1,0 +1,202 @@
+"""Streaming region metrics: equal to the functional report on the whole, however it is cut."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MetricCollection
+
+from balanced_sam import RegionReport, ShotRegions, TargetBins, region_report
+from balanced_sam.torchmetrics import RegionMetrics
+
+REGIONS = ShotRegions(TargetBins([0, 10, 20, 30]), ["many", "medium", "few"])
+PREDICTIONS = torch.tensor([4.0, 9.0, 25.0, 12.0])
+TARGETS = torch.tensor([5.0, 5.0, 21.0, 14.0])
+
+
+def flatten(report: RegionReport) -> dict[str, float]:
+    return {
+        f"{region}/{name}": value
+        for region, row in report.rows.items()
+        for name, value in row.items()
+    }
+
+
+def computed(metrics: RegionMetrics) -> dict[str, float]:
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+def filled(**kwargs: object) -> RegionMetrics:
+    metrics = RegionMetrics(REGIONS, **kwargs)
+    metrics.update(PREDICTIONS, TARGETS)
+    return metrics
+
+
+EXPECTED = flatten(region_report(PREDICTIONS, TARGETS, REGIONS))
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), regions=strategies.regions(), size=st.integers(1, 20))
+def test_streaming_over_any_batches_equals_the_report_on_the_whole(
+    data: st.DataObject, regions: ShotRegions, size: int
+) -> None:
+    predictions = data.draw(strategies.tensors((size,)))
+    targets = data.draw(strategies.tensors((size,)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, size - 1)))) if size > 1 else []
+    metrics = RegionMetrics(regions)
+    for batch in zip(predictions.tensor_split(cuts), targets.tensor_split(cuts), strict=True):
+        metrics.update(*batch)
+    expected = flatten(region_report(predictions, targets, regions))
+    assert computed(metrics) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+    assert flatten(metrics.report()) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
+def test_state_does_not_grow_with_the_samples() -> None:
+    metrics = filled()
+    metrics.update(torch.rand(1000), torch.rand(1000))
+    shapes = {name: tuple(state.shape) for name, state in metrics.metric_state.items()}
+    assert shapes == {"sums": (5, 3), "edges": (4,)}
+
+
+def test_pixel_maps_stream_as_their_pixels_do() -> None:
+    metrics = RegionMetrics(REGIONS)
+    metrics.update(PREDICTIONS.reshape(2, 1, 2), TARGETS.reshape(2, 1, 2))
+    assert computed(metrics) == EXPECTED
+
+
+def test_forward_returns_the_batch_and_accumulates_the_whole() -> None:
+    metrics = RegionMetrics(REGIONS)
+    batch = metrics(PREDICTIONS[:2], TARGETS[:2])
+    metrics(PREDICTIONS[2:], TARGETS[2:])
+    assert batch["All/count"] == 2
+    assert computed(metrics) == pytest.approx(EXPECTED, nan_ok=True)
+
+
+def test_reset_forgets_the_samples() -> None:
+    metrics = filled()
+    metrics.update(torch.tensor([1e6]), torch.tensor([0.0]))
+    metrics.reset()
+    metrics.update(PREDICTIONS, TARGETS)
+    assert computed(metrics) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda metrics: pickle.loads(pickle.dumps(metrics))],
+    ids=["deepcopy", "pickle"],
+)
+def test_metrics_survive_being_copied(clone: Callable[[RegionMetrics], RegionMetrics]) -> None:
+    metrics = filled()
+    copied = clone(metrics)
+    metrics.update(PREDICTIONS, TARGETS)
+    assert copied.regions == REGIONS
+    assert computed(copied) == EXPECTED
+
+
+def test_state_dict_restores_a_persistent_state() -> None:
+    metrics, restored = filled(), RegionMetrics(REGIONS)
+    metrics.persistent(True)
+    restored.persistent(True)
+    restored.load_state_dict(metrics.state_dict())
+    assert flatten(restored.report()) == EXPECTED
+
+
+def test_ranks_add_up() -> None:
+    second = RegionMetrics(REGIONS)
+    second.update(PREDICTIONS[1:], TARGETS[1:])
+
+    def gather(state: Tensor, group: object) -> list[Tensor]:
+        return [state, second.sums if state.shape == second.sums.shape else second.edges]
+
+    first = RegionMetrics(REGIONS, dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    first.update(PREDICTIONS[:1], TARGETS[:1])
+    assert computed(first) == pytest.approx(EXPECTED, nan_ok=True)
+    assert first.report().rows["All"]["count"] == 1
+
+
+def test_merged_states_add_up() -> None:
+    first, second = RegionMetrics(REGIONS), RegionMetrics(REGIONS)
+    first.update(PREDICTIONS[:3], TARGETS[:3])
+    second.update(PREDICTIONS[3:], TARGETS[3:])
+    first.merge_state(second)
+    assert computed(first) == pytest.approx(EXPECTED, nan_ok=True)
+
+
+def test_metrics_work_in_a_collection_with_others() -> None:
+    collection = MetricCollection(
+        {"regions": RegionMetrics(REGIONS), "mae": MeanAbsoluteError()}, prefix="test/"
+    )
+    for half in (slice(0, 2), slice(2, 4)):
+        collection.update(PREDICTIONS[half], TARGETS[half])
+    values = collection.compute()
+    assert values["test/Few/MAE"].item() == 4
+    assert values["test/mae"].item() == pytest.approx(values["test/All/MAE"].item())
+
+
+def test_collection_keeps_metrics_over_other_bins_apart() -> None:
+    # Metrics whose states agree after the first batch share one state from then on.
+    other = ShotRegions(TargetBins([0, 8, 20, 30]), ["many", "medium", "few"])
+    collection = MetricCollection(
+        {"here": RegionMetrics(REGIONS), "there": RegionMetrics(other)}, compute_groups=True
+    )
+    collection.update(torch.tensor([1.0]), torch.tensor([1.0]))
+    collection.update(torch.tensor([1.0]), torch.tensor([9.0]))
+    collection.compute()
+    assert collection["here"].report().rows["Many"]["count"] == 2
+    assert collection["there"].report().rows["Many"]["count"] == 1
+
+
+def test_computed_values_are_ready_to_be_logged() -> None:
+    values = filled().compute()
+    assert list(values) == [
+        f"{region}/{name}"
+        for region in ("All", "Many", "Med.", "Few")
+        for name in ("count", "MAE", "GM", "RMSE", "delta_1", "bMAE")
+    ]
+    assert {(value.dim(), value.dtype) for value in values.values()} == {(0, torch.float64)}
+
+
+@pytest.mark.parametrize("convert", ["half", "float", "double"])
+def test_module_conversions_leave_the_sums_in_float64(convert: str) -> None:
+    metrics = RegionMetrics(REGIONS)
+    getattr(torch.nn.ModuleList([metrics]), convert)()
+    metrics.update(PREDICTIONS, TARGETS)
+    assert metrics.sums.dtype is torch.float64
+    assert computed(metrics) == EXPECTED
+
+
+def test_set_dtype_converts_the_sums() -> None:
+    metrics = filled().set_dtype(torch.float32)
+    metrics.update(PREDICTIONS, TARGETS)
+    assert metrics.sums.dtype is torch.float32
+    assert computed(metrics)["All/MAE"] == pytest.approx(EXPECTED["All/MAE"])
+
+
+@pytest.mark.parametrize("dtype", [*strategies.FLOAT_DTYPES, torch.int64], ids=str)
+def test_updates_take_any_dtype(dtype: torch.dtype) -> None:
+    metrics = RegionMetrics(REGIONS)
+    metrics.update(PREDICTIONS.to(dtype), TARGETS.to(dtype))
+    assert computed(metrics) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "error", "message"),
+    [
+        (torch.ones(2, 1), torch.ones(2), ValueError, r"shape, but got \(2, 1\) and \(2,\)"),
+        (torch.ones(0), torch.ones(0), ValueError, "`targets` to hold at least one value"),
+        ([1.0], torch.ones(1), TypeError, "`predictions` to be a torch.Tensor, but got list"),
+        (torch.ones(1), [1.0], TypeError, "`targets` to be a torch.Tensor, but got list"),
+    ],
+)
+def test_error_names_the_argument(
+    predictions: Tensor, targets: Tensor, error: type[Exception], message: str
+) -> None:
+    metrics = RegionMetrics(REGIONS)
+    with pytest.raises(error, match=message):
+        metrics.update(predictions, targets)
