@@ -1,0 +1,43 @@
+"""Right on rare target values: Balanced Sharpness-Aware Minimization for PyTorch regressors."""
+
+from balanced_sam._batch_norm import frozen_running_stats
+from balanced_sam._bins import TargetBins
+from balanced_sam._density import smooth_counts
+from balanced_sam._metrics import (
+    RegionReport,
+    balanced_mean_absolute_error,
+    geometric_mean_error,
+    mean_absolute_error,
+    region_report,
+    root_mean_squared_error,
+    threshold_accuracy,
+)
+from balanced_sam._optimizer import BalancedSAM
+from balanced_sam._regions import ShotRegions
+from balanced_sam._schedule import LambdaRho
+from balanced_sam._weights import (
+    TargetWeights,
+    inverse_weights,
+    sqrt_inverse_weights,
+    weighted_mean,
+)
+
+__all__ = [
+    "BalancedSAM",
+    "LambdaRho",
+    "RegionReport",
+    "ShotRegions",
+    "TargetBins",
+    "TargetWeights",
+    "balanced_mean_absolute_error",
+    "frozen_running_stats",
+    "geometric_mean_error",
+    "inverse_weights",
+    "mean_absolute_error",
+    "region_report",
+    "root_mean_squared_error",
+    "smooth_counts",
+    "sqrt_inverse_weights",
+    "threshold_accuracy",
+    "weighted_mean",
+]

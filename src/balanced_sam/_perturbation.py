@@ -1,0 +1,172 @@
+"""Move parameters along their gradients and back, exactly, wherever they live."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass
+class _Bucket:
+    """Parameters of one kind and their gradients, so that one foreach call serves them all."""
+
+    rho: float
+    parameters: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+class Perturbation:
+    r"""The ascent step :math:`\hat\epsilon = \rho \, g / \lVert g \rVert_2`, there and back.
+
+    Args:
+        parameters: Parameters and the radius of each; those without a gradient are left alone, one
+            that comes twice counts once.
+
+    Attributes:
+        norm: :math:`\lVert g \rVert_2` over all these parameters, a 0-dim tensor, at least float32.
+        has_half_precision: Whether a parameter is stored in 16 bits.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[Tensor, float]]) -> None:
+        self._buckets = _group(parameters)
+        self.norm = _total_norm(self._buckets)
+        self.has_half_precision = any(
+            bucket.parameters[0].dtype in HALF_PRECISION for bucket in self._buckets
+        )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Hold the parameters at w + eps; put w back bit for bit however the block ends.
+
+        Can be entered once. The gradients are used up: their values are undefined afterwards.
+        """
+        _check_no_parametrization_cache()
+        parameters = [_local(bucket.parameters) for bucket in self._buckets]
+        with torch.no_grad():
+            saved = [_clone(tensors) for tensors in parameters]
+        # Autocast keeps half-precision copies of the weights: each pass must make its own.
+        torch.clear_autocast_cache()
+        try:
+            with torch.no_grad():
+                for bucket, tensors in zip(self._buckets, parameters, strict=True):
+                    _ascend(tensors, _local(bucket.gradients), self.norm, bucket.rho)
+                    # Else they would take up memory during the second pass.
+                    bucket.gradients.clear()
+            yield
+        finally:
+            with torch.no_grad():
+                for tensors, copies in zip(parameters, saved, strict=True):
+                    torch._foreach_copy_(tensors, copies)
+            torch.clear_autocast_cache()
+
+
+def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
+    """Group the parameters that have a gradient by all that a foreach call wants alike."""
+    buckets: dict[object, _Bucket] = {}
+    seen: set[int] = set()
+    for parameter, rho in parameters:
+        gradient = parameter.grad
+        if gradient is None or id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        # The last two tell DTensors of different sharding apart; a plain tensor has neither.
+        key = (
+            rho,
+            parameter.device,
+            parameter.dtype,
+            gradient.dtype,
+            gradient.layout,
+            getattr(gradient, "device_mesh", None),
+            getattr(gradient, "placements", None),
+        )
+        bucket = buckets.setdefault(key, _Bucket(rho))
+        bucket.parameters.append(parameter)
+        bucket.gradients.append(gradient.coalesce() if gradient.is_sparse else gradient)
+    return list(buckets.values())
+
+
+@torch.no_grad()
+def _total_norm(buckets: list[_Bucket]) -> Tensor:
+    """Return the L2 norm of all gradients, on the first one's device; 0 if there are none."""
+    norms = [_norm(_values(bucket.gradients)) for bucket in buckets]
+    if len(norms) < 2:
+        return norms[0] if norms else torch.zeros(())
+    dtype = torch.float64 if any(n.dtype is torch.float64 for n in norms) else torch.float32
+    alike = [norm.to(norms[0].device, dtype, non_blocking=True) for norm in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(alike))
+    return total
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Return the L2 norm of tensors that share device and dtype, over every shard of them."""
+    # Summed in 16 bits, a norm above 65504 would be infinite and the perturbation would vanish.
+    dtype = torch.float32 if tensors[0].dtype in HALF_PRECISION else None
+    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    # A DTensor, told by its method: importing its class would double this package's import time.
+    full_tensor: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)
+    return norm if full_tensor is None else full_tensor()
+
+
+def _ascend(parameters: list[Tensor], gradients: list[Tensor], norm: Tensor, rho: float) -> None:
+    """Add rho * g / norm to the parameters; nothing where that is not a finite step."""
+    is_float16 = gradients[0].dtype is torch.float16
+    if parameters[0].device.type == "cpu" and norm.device.type == "cpu" and not is_float16:
+        # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
+        length = norm.item()
+        scale = (rho / norm).item()
+        if math.isfinite(length) and math.isfinite(scale):
+            torch._foreach_add_(parameters, gradients, alpha=scale)
+        return
+    norm = norm.to(parameters[0].device, non_blocking=True)
+    is_valid = torch.isfinite(norm) & torch.isfinite(rho / norm)
+    if is_float16:
+        # A scale below 6e-8 is 0 in float16, and float16 gradients of a scaled loss need one.
+        gradients = [gradient.to(torch.float32) for gradient in gradients]
+    values = _values(gradients)
+    torch._foreach_mul_(values, torch.where(is_valid, rho / norm, 0))
+    # 0 times NaN is NaN. As integers the same bits become 0, so that a broken gradient moves
+    # nothing without the host having to ask whether it is broken.
+    bits = [_as_integers(value) for value in values]
+    torch._foreach_mul_(bits, is_valid.to(bits[0].dtype))
+    torch._foreach_add_(parameters, gradients)
+
+
+def _as_integers(values: Tensor) -> Tensor:
+    """Return the same memory seen as integers of the same size."""
+    real = torch.view_as_real(values) if values.is_complex() else values
+    return real.view(_INTEGER_OF_SIZE[real.element_size()])
+
+
+def _values(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the stored values: of a sparse tensor those that are not zero."""
+    return [tensor.values() for tensor in tensors] if tensors[0].is_sparse else tensors
+
+
+def _local(tensors: list[Tensor]) -> list[Tensor]:
+    """Return this process's shards of DTensors; element-wise work needs no more."""
+    to_local: Callable[[Tensor], Tensor] | None = getattr(type(tensors[0]), "to_local", None)
+    return tensors if to_local is None else [to_local(tensor) for tensor in tensors]
+
+
+def _clone(tensors: list[Tensor]) -> list[Tensor]:
+    """Return exact copies, in one call where torch has it (2.9 and newer)."""
+    if hasattr(torch, "_foreach_clone"):
+        return list(torch._foreach_clone(tensors))
+    return [tensor.clone() for tensor in tensors]
+
+
+def _check_no_parametrization_cache() -> None:
+    """Raise inside ``parametrize.cached()``: the second pass would see the first one's weights."""
+    if parametrize._cache_enabled:
+        raise RuntimeError(
+            "Expected the step to run outside `torch.nn.utils.parametrize.cached()`, whose cached "
+            "weights hide the perturbation. Open it inside the closure instead."
+        )

@@ -1,0 +1,288 @@
+"""The public surface: what is public, that it is documented, and what an import costs."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import balanced_sam
+from balanced_sam import torchmetrics as region_metrics
+
+PACKAGE = Path(balanced_sam.__file__).parent
+EXTRA_MODULES = {"torchmetrics"}
+PUBLIC = {name: getattr(balanced_sam, name) for name in balanced_sam.__all__} | {
+    "torchmetrics.RegionMetrics": region_metrics.RegionMetrics
+}
+CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if not inspect.isclass(value)}
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "References", "Example", "Note")
+
+
+def own_members(owner: type) -> dict[str, Any]:
+    """Return the public methods and properties that the class itself defines."""
+    return {
+        name: inspect.getattr_static(owner, name)
+        for name in vars(owner)
+        if not name.startswith("_")
+        and (
+            isinstance(vars(owner)[name], (property, classmethod, staticmethod))
+            or inspect.isfunction(vars(owner)[name])
+        )
+    }
+
+
+def unwrap(member: Any) -> Callable[..., Any]:
+    """Return the plain function behind a decorated one."""
+    function = getattr(member, "__func__", member)
+    return inspect.unwrap(function)
+
+
+MEMBERS = {
+    f"{name}.{member}": value
+    for name, owner in CLASSES.items()
+    for member, value in own_members(owner).items()
+}
+METHODS = {name: value for name, value in MEMBERS.items() if not isinstance(value, property)}
+CALLABLES = FUNCTIONS | CLASSES | METHODS
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """Return the text of each section of a Google-style docstring."""
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):\s*$", inspect.cleandoc(docstring), flags=re.M)
+    return dict(zip(["", *parts[1::2]], parts[::2], strict=True))
+
+
+def entries(section: str) -> list[str]:
+    """Return the names that a section explains."""
+    return re.findall(r"^    \*{0,2}(\w+)(?: \(.*\))?:", section, flags=re.M)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """Return the names a caller can pass."""
+    names = list(inspect.signature(unwrap(function)).parameters)
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def documented_sections(name: str) -> dict[str, str]:
+    value = CALLABLES[name]
+    return sections((value if inspect.isclass(value) else unwrap(value)).__doc__ or "")
+
+
+def returns_something(function: Callable[..., Any]) -> bool:
+    return unwrap(function).__annotations__.get("return") not in (None, "None")
+
+
+def syntax(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def raised_directly(function: Callable[..., Any]) -> set[str]:
+    """Return the exceptions in the function's own ``raise`` statements."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(unwrap(function))))
+    return {
+        node.exc.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+
+
+def test_all_is_sorted_and_without_repetition() -> None:
+    assert balanced_sam.__all__ == sorted(set(balanced_sam.__all__))
+
+
+def test_all_equals_the_public_names_of_the_package() -> None:
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(syntax(PACKAGE / "__init__.py"))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(balanced_sam.__all__) == imported
+    present = {
+        name
+        for name, value in vars(balanced_sam).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert present == imported
+
+
+def test_star_import_brings_every_public_name() -> None:
+    namespace: dict[str, Any] = {}
+    exec("from balanced_sam import *", namespace)
+    assert set(balanced_sam.__all__) <= namespace.keys()
+
+
+def test_init_is_docstring_imports_and_all_and_nothing_else() -> None:
+    docstring, *imports, last = syntax(PACKAGE / "__init__.py").body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(docstring.value, ast.Constant)
+    assert isinstance(docstring.value.value, str)
+    assert imports
+    assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in imports)
+    assert isinstance(last, ast.Assign)
+    assert [target.id for target in last.targets if isinstance(target, ast.Name)] == ["__all__"]
+
+
+def test_every_module_but_the_extra_one_is_private() -> None:
+    modules = {path.stem for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert modules
+    assert {name for name in modules if not name.startswith("_")} == EXTRA_MODULES
+    assert not [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_every_module_has_a_docstring() -> None:
+    missing = [path.name for path in PACKAGE.rglob("*.py") if not ast.get_docstring(syntax(path))]
+    assert missing == []
+
+
+def test_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *MEMBERS])
+def test_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    value = (PUBLIC | MEMBERS)[name]
+    docstring = unwrap(value).__doc__ if callable(value) and not inspect.isclass(value) else None
+    docstring = docstring or value.__doc__ or ""
+    first = inspect.cleandoc(docstring).partition("\n")[0]
+    assert first.endswith("."), f"{name}: {first!r}"
+    if inspect.isclass(value):
+        assert "__doc__" in vars(value)
+        assert not docstring.startswith(f"{value.__name__}(")
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_docstring_explains_each_parameter_and_no_other(name: str) -> None:
+    value = CALLABLES[name]
+    found = documented_sections(name)
+    if dataclasses.is_dataclass(value):
+        expected, section = [field.name for field in dataclasses.fields(value)], "Attributes"
+    elif inspect.isclass(value):
+        expected, section = parameters(value.__init__), "Args"
+    else:
+        expected, section = parameters(value), "Args"
+    assert entries(found.get(section, "")) == expected
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_says_what_it_returns_or_yields(name: str) -> None:
+    found = documented_sections(name)
+    is_context = inspect.isgeneratorfunction(unwrap(FUNCTIONS[name]))
+    assert ("Yields" if is_context else "Returns") in found
+
+
+# A method of no arguments may say it in its first line.
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.items() if returns_something(method)]
+)
+def test_method_that_returns_says_what(name: str) -> None:
+    found = documented_sections(name)
+    first = found[""].partition("\n")[0]
+    is_said_at_once = bool(re.search(r"\breturn\b", first, re.I)) and not parameters(METHODS[name])
+    assert is_said_at_once or {"Returns", "Yields"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, value in CALLABLES.items() if not dataclasses.is_dataclass(value)]
+)
+def test_docstring_names_each_exception_that_is_raised(name: str) -> None:
+    value = CALLABLES[name]
+    named = entries(documented_sections(name).get("Raises", ""))
+    assert len(named) == len(set(named))
+    assert raised_directly(value.__init__ if inspect.isclass(value) else value) <= set(named)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "RegionReport"])
+def test_public_function_or_class_has_an_example_with_its_imports(name: str) -> None:
+    example = documented_sections(name)["Example"]
+    lines = re.findall(r"^    (?:>>>|\.\.\.) (.*)$", example, flags=re.M)
+    imported = name.rpartition(".")[2]
+    assert any(re.match(rf"from balanced_sam\S* import .*\b{imported}\b", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_docstring_sections_come_in_the_order_of_the_style_guide(name: str) -> None:
+    found = [section for section in documented_sections(name) if section]
+    assert found == [section for section in SECTIONS if section in found]
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *METHODS])
+def test_every_parameter_and_return_is_annotated(name: str) -> None:
+    signature = inspect.signature(unwrap((FUNCTIONS | METHODS)[name]))
+    unannotated = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls")
+    ]
+    assert unannotated == []
+    assert signature.return_annotation is not signature.empty
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_optional_parameters_are_keyword_only_unless_torch_says_otherwise(name: str) -> None:
+    value = CALLABLES[name]
+    # These override methods of torch.optim.Optimizer, which take them by position.
+    if name in ("BalancedSAM.step", "BalancedSAM.zero_grad"):
+        expected = {"BalancedSAM.step": ["closure"], "BalancedSAM.zero_grad": ["set_to_none"]}[name]
+    else:
+        expected = []
+    signature = inspect.signature(unwrap(value.__init__ if inspect.isclass(value) else value))
+    assert [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is not parameter.empty
+    ] == expected
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """Return the modules present in a fresh interpreter after each of three imports in a row."""
+    names = ("torch", "balanced_sam", "balanced_sam.torchmetrics")
+    script = "import sys\n" + "\n".join(f"import {name}; print(*sys.modules)" for name in names)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    return {name: set(line.split()) for name, line in zip(names, lines, strict=True)}
+
+
+def test_import_loads_nothing_but_torch_and_the_standard_library(
+    loaded: dict[str, set[str]],
+) -> None:
+    added = {name.partition(".")[0] for name in loaded["balanced_sam"] - loaded["torch"]}
+    assert "balanced_sam" in added
+    assert added <= {"balanced_sam", "torch", *sys.stdlib_module_names}
+
+
+def test_import_loads_no_extra_and_no_heavy_library(loaded: dict[str, set[str]]) -> None:
+    heavy = {"torchmetrics", "lightning", "scipy", "matplotlib", "pandas", "accelerate", "sklearn"}
+    assert not heavy & {name.partition(".")[0] for name in loaded["balanced_sam"]}
+
+
+def test_import_does_not_load_distributed_tensors(loaded: dict[str, set[str]]) -> None:
+    assert "torch.distributed.tensor" not in loaded["balanced_sam"] - loaded["torch"]
+
+
+def test_extra_module_is_imported_by_its_own_name_only(loaded: dict[str, set[str]]) -> None:
+    extra = {"balanced_sam.torchmetrics", "torchmetrics"}
+    assert not extra & loaded["balanced_sam"]
+    assert extra <= loaded["balanced_sam.torchmetrics"]
+
+
+def test_public_name_is_the_same_object_in_the_module_it_comes_from() -> None:
+    for name in balanced_sam.__all__:
+        module = importlib.import_module(getattr(balanced_sam, name).__module__)
+        assert module.__name__.startswith("balanced_sam._")
+        assert getattr(module, name) is getattr(balanced_sam, name)
