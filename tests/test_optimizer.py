@@ -614,6 +614,14 @@ def test_step_with_closure_after_a_manual_cycle_is_not_warned_of() -> None:
         optimizer.step(closure)
 
 
+def test_second_optimizer_over_the_same_parameters_is_not_warned_of() -> None:
+    model, closure = problem()
+    BalancedSAM(model.parameters(), partial(SGD, lr=0.1)).step(closure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BalancedSAM(model.parameters(), partial(SGD, lr=0.1)).step(closure)
+
+
 def test_bare_step_is_allowed_where_every_lr_is_zero() -> None:
     model, _ = problem()
     optimizer = BalancedSAM(model.parameters(), partial(AdamW, lr=torch.tensor(0.0)))

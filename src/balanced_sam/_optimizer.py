@@ -137,6 +137,7 @@ class BalancedSAM(Optimizer):
         """Share the base optimizer's hooks: registered on either, they fire once, in its calls."""
         self.base_optimizer = base_optimizer
         self._cycle = _Cycle()
+        self._cycle.known_gradients = self._identify_gradients()
         for name in _HOOKS:
             setattr(self, name, getattr(base_optimizer, name))
 
