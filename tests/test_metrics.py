@@ -289,3 +289,9 @@ def test_threshold_of_at_most_one_is_an_error(threshold: float) -> None:
     message = f"`threshold` to be above 1, but got threshold={threshold}"
     with pytest.raises(ValueError, match=message):
         threshold_accuracy(ONES, ONES, threshold=threshold)
+
+
+def test_report_over_bins_in_place_of_regions_is_refused() -> None:
+    bins = TargetBins([0.0, 1.0])
+    with pytest.raises(TypeError, match="Expected `regions` to be ShotRegions, but got TargetBins"):
+        region_report(torch.ones(2), torch.ones(2), bins)  # type: ignore[arg-type]

@@ -622,6 +622,59 @@ def test_second_optimizer_over_the_same_parameters_is_not_warned_of() -> None:
         BalancedSAM(model.parameters(), partial(SGD, lr=0.1)).step(closure)
 
 
+def test_step_hook_under_a_scaler_clips_unscaled_gradients_for_a_fused_base() -> None:
+    weights = []
+    for fused in (False, True):
+        model, closure = problem()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1, fused=fused), rho=0.1)
+
+        def clip(optimizer: Any, args: Any, kwargs: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 0.01)
+
+        def scaled(closure: Any = closure, model: Any = model, scaler: Any = scaler) -> Tensor:
+            loss = closure()
+            for parameter in model.parameters():
+                parameter.grad *= scaler.get_scale()
+            scaler.scale(loss.detach())
+            return loss.detach()
+
+        optimizer.register_step_pre_hook(clip)
+        optimizer.step(scaled, scaler=scaler)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_a_cycle_whose_end_failed_has_ended() -> None:
+    model, closure = problem()
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
+    closure()
+    with optimizer.perturbed():
+        closure()
+
+    def fail() -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(fail)
+    with pytest.raises(RuntimeError, match="but got `step\\(\\)` alone"):
+        optimizer.step()
+
+
+def test_sharpness_of_half_precision_losses_is_a_float32_difference() -> None:
+    weight = torch.nn.Parameter(torch.tensor([100.0]))
+    optimizer = BalancedSAM([weight], partial(SGD, lr=0.1), rho=0.5)
+
+    def closure() -> Tensor:
+        loss = weight.bfloat16().square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.sharpness is not None
+    assert optimizer.sharpness.dtype is torch.float32
+
+
 def test_bare_step_is_allowed_where_every_lr_is_zero() -> None:
     model, _ = problem()
     optimizer = BalancedSAM(model.parameters(), partial(AdamW, lr=torch.tensor(0.0)))
@@ -748,7 +801,27 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "one tensor": (
         lambda: BalancedSAM(w, SGD),
         TypeError,
-        r"Expected `params` to be an iterable of tensors, but got one Tensor",
+        r"Expected `params` to be an iterable of tensors or group dicts, but got Parameter",
+    ),
+    "no iterable": (
+        lambda: BalancedSAM(None, SGD),  # type: ignore[arg-type]
+        TypeError,
+        r"Expected `params` to be an iterable of tensors or group dicts, but got NoneType",
+    ),
+    "base with a rho of its own": (
+        lambda: BalancedSAM([w], torch.optim.Adadelta),
+        ValueError,
+        r"to have no option `rho` yet, but got Adadelta with rho=0\.9",
+    ),
+    "base that is wrapped already": (
+        lambda: BalancedSAM([w], BalancedSAM([w], SGD([w], lr=0.1)).base_optimizer),
+        ValueError,
+        r"to have no option `rho` yet, but got SGD with rho=0\.05",
+    ),
+    "only frozen tensors that the base does not hold": (
+        lambda: BalancedSAM([torch.zeros(2)], SGD([w], lr=0.1)),
+        ValueError,
+        r"to hold tensors that the base optimizer trains, but got 1 frozen ones",
     ),
     "no tensor": (
         lambda: BalancedSAM([], built()),
@@ -1030,6 +1103,7 @@ def test_gradients_accumulated_between_steps_are_warned_of() -> None:
     model, closure = problem()
     optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
     optimizer.step(closure)
+    optimizer.zero_grad()
     closure()
     with pytest.warns(UserWarning, match="clears the gradients that were computed before it"):
         optimizer.step(closure)

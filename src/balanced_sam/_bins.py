@@ -32,10 +32,15 @@ class TargetBins:
     """
 
     def __init__(self, edges: Sequence[float] | Tensor) -> None:
-        values = edges.tolist() if isinstance(edges, Tensor) else list(edges)
-        if not isinstance(values, list) or any(isinstance(e, (list, str, bool)) for e in values):
+        values = edges.tolist() if isinstance(edges, Tensor) else edges
+        try:
+            values = list(values)
+            is_flat = not any(isinstance(edge, (str, bool)) for edge in values)
+            self._edges = tuple(float(edge) for edge in values)
+        except (TypeError, ValueError):
+            is_flat = False
+        if not is_flat:
             raise ValueError(f"Expected `edges` to be a flat sequence of numbers, but got {edges}.")
-        self._edges = tuple(float(edge) for edge in values)
         if len(self._edges) < 2:
             raise ValueError(
                 f"Expected `edges` to hold at least two numbers, but got {len(self._edges)}."

@@ -1,6 +1,7 @@
 """The argument checks that several modules share, in one wording: what was expected, what came."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -8,11 +9,12 @@ from torch import Tensor
 
 def check_rho(rho: object) -> float:
     """Return ``rho`` as a float; raise if it is not a non-negative, finite number."""
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)):
+    if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
         raise TypeError(f"Expected `rho` to be a number, but got {type(rho).__name__}.")
-    if not (math.isfinite(rho) and rho >= 0):
+    value = float(rho)
+    if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"Expected `rho` to be non-negative and finite, but got rho={rho}.")
-    return float(rho)
+    return value
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -232,6 +232,7 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
         The report; ``print`` shows it as a table. A region without a sample has count 0 and NaN.
 
     Raises:
+        TypeError: If ``regions`` are not :class:`ShotRegions`.
         ValueError: If the shapes differ or are empty.
 
     References:
@@ -246,6 +247,8 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
         >>> report.rows["Few"]["MAE"], report.rows["All"]["GM"], report.rows["Med."]["count"]
         (4.0, 2.0, 0)
     """
+    if not isinstance(regions, ShotRegions):
+        raise TypeError(f"Expected `regions` to be ShotRegions, but got {type(regions).__name__}.")
     return report_from_sums(bin_sums(predictions, targets, regions.bins), regions)
 
 

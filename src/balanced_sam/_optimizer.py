@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from balanced_sam._checks import check_rho
-from balanced_sam._perturbation import Perturbation
+from balanced_sam._perturbation import HALF_PRECISION, Perturbation
 
 Loss = Tensor | float
 Closure = Callable[[], Loss]
@@ -39,7 +40,7 @@ class _Cycle:
     is_perturbed: bool = False
     awaits_step: bool = False
     sharpness: Tensor | None = None
-    known_gradients: tuple[int, int] | None = None
+    known_gradient: weakref.ref[Tensor] | None = None
     clearings: int = 0
     warned: frozenset[str] = frozenset()
 
@@ -81,7 +82,8 @@ class BalancedSAM(Optimizer):
     Raises:
         TypeError: If ``base_optimizer`` is neither, needs a closure itself, or ``params`` holds
             something else than tensors.
-        ValueError: If ``rho`` is negative or not finite, or ``params`` holds trainable tensors that
+        ValueError: If ``rho``, here or in a group, is negative or not finite; if the base has an
+            option ``rho`` of its own; or if ``params`` is empty, or holds trainable tensors that
             the base does not train, or group dicts beside a built base.
 
     References:
@@ -112,8 +114,11 @@ class BalancedSAM(Optimizer):
         descent_context: ContextFactory = nullcontext,
     ) -> None:
         rho = check_rho(rho)
-        if isinstance(params, Tensor):
-            raise TypeError("Expected `params` to be an iterable of tensors, but got one Tensor.")
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise TypeError(
+                "Expected `params` to be an iterable of tensors or group dicts, but got "
+                f"{type(params).__name__}."
+            )
         is_built = isinstance(base_optimizer, Optimizer)
         if not is_built and not callable(base_optimizer):
             raise TypeError(
@@ -127,17 +132,19 @@ class BalancedSAM(Optimizer):
         # Positions, not tensors: they survive pickling, deepcopy, and a trainer that puts sharded
         # parameters in the place of the ones given here.
         self._unperturbed = _positions_left_out(params, base) if is_built else frozenset()
-        # As one of its defaults the base itself gives every group added later its rho.
+        for group in base.param_groups:
+            check_rho(group.get("rho", rho))
+        # As one of its defaults the base itself gives every group, also later ones, its rho.
         base.defaults["rho"] = rho
         for group in base.param_groups:
-            check_rho(group.setdefault("rho", rho))
+            group.setdefault("rho", rho)
         self._adopt(base)
 
     def _adopt(self, base_optimizer: Optimizer) -> None:
         """Share the base optimizer's hooks: registered on either, they fire once, in its calls."""
         self.base_optimizer = base_optimizer
         self._cycle = _Cycle()
-        self._cycle.known_gradients = self._identify_gradients()
+        self._remember_gradient()
         for name in _HOOKS:
             setattr(self, name, getattr(base_optimizer, name))
 
@@ -209,8 +216,8 @@ class BalancedSAM(Optimizer):
         Raises:
             TypeError: If a closure returns no loss.
             ValueError: If no parameter has a gradient after a closure.
-            RuntimeError: If there is no closure and no manual cycle to end, or the parameters are
-                perturbed already.
+            RuntimeError: If there is no closure and no manual cycle to end, or a closure where one
+                is to end, or the parameters are perturbed already.
         """
         if closure is None or self._cycle.awaits_step:
             self._end_manual_cycle(closure, scaler)
@@ -222,6 +229,9 @@ class BalancedSAM(Optimizer):
             else:
                 loss = self._evaluate(ascent_closure or closure, self._ascent_context)
                 self._cycle.sharpness = self._second_pass(closure, scaler) - _as_scalar(loss)
+            if scaler is not None:
+                # A fused base would unscale only after the step hooks, which may clip.
+                scaler.unscale_(self.base_optimizer)
             self._descend(scaler)
         return loss
 
@@ -237,7 +247,8 @@ class BalancedSAM(Optimizer):
             optimizer.step()
 
         On entry the gradients are used up and cleared. Afterwards, also after an exception, the
-        parameters are restored bit for bit, and :meth:`step` without a closure ends the cycle.
+        parameters are restored bit for bit. :meth:`step` without a closure then ends the cycle;
+        with one it is an error. A step of the base optimizer inside the block would be undone.
 
         Yields:
             Nothing.
@@ -259,7 +270,7 @@ class BalancedSAM(Optimizer):
         """
         self.base_optimizer.zero_grad(set_to_none=set_to_none)
         self._cycle.clearings += 1
-        self._cycle.known_gradients = self._identify_gradients()
+        self._remember_gradient()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it is perturbed with its own or the default ``rho``.
@@ -302,9 +313,10 @@ class BalancedSAM(Optimizer):
     def _evaluate(self, closure: Closure, context: ContextFactory) -> Loss:
         """Call the closure on cleared gradients; return its loss, detached."""
         self.base_optimizer.zero_grad()
+        loss: Loss | None = None  # what is left where the context swallows an exception
         with context():
             loss = closure()
-        _check_loss(loss)
+        loss = _check_loss(loss)
         self._check_gradients()
         # A copy: a captured graph writes the next loss over this one.
         return loss.detach().clone() if isinstance(loss, Tensor) else loss
@@ -313,17 +325,24 @@ class BalancedSAM(Optimizer):
     def _closure_cycle(self) -> Iterator[None]:
         """Run a step; warn if gradients from before it had to give way."""
         self._check_start()
-        cycle, gradients, clearings = self._cycle, self._identify_gradients(), self._cycle.clearings
+        known, clearings = self._cycle.known_gradient, self._cycle.clearings
+        gradient = next(self._gradients(), None)
+        is_new = gradient is not None and (known is None or known() is not gradient)
         try:
             yield
         finally:
-            known, cycle.known_gradients = cycle.known_gradients, self._identify_gradients()
+            self._remember_gradient()
         # A closure that clears the gradients itself expects none from before to count.
-        if gradients not in (None, known) and cycle.clearings == clearings:
+        if is_new and self._cycle.clearings == clearings:
             self._warn_once(
                 "BalancedSAM.step(closure) clears the gradients that were computed before it. To "
                 "accumulate over micro-batches, loop over them inside the closure."
             )
+
+    def _remember_gradient(self) -> None:
+        """Remember the first gradient at hand, to tell later whether others have come."""
+        gradient = next(self._gradients(), None)
+        self._cycle.known_gradient = None if gradient is None else weakref.ref(gradient)
 
     def _second_pass(self, closure: Closure, scaler: GradScaler | None) -> Tensor:
         """Return the loss at w + eps, its gradients in place; NaN if the first pass overflowed."""
@@ -336,8 +355,7 @@ class BalancedSAM(Optimizer):
             return _as_scalar(self._evaluate(closure, self._descent_context))
 
     def _descend(self, scaler: GradScaler | None) -> None:
-        """Let the base optimizer, or the scaler for it, use the gradients; close the cycle."""
-        self._cycle.awaits_step = False
+        """Let the base optimizer, or the scaler for it, use the gradients at hand."""
         if scaler is None:
             self.base_optimizer.step()
         else:
@@ -347,21 +365,20 @@ class BalancedSAM(Optimizer):
         """Take the base step after :meth:`perturbed`; raise if that did not come before."""
         if self.is_perturbed:
             raise RuntimeError("Expected `step` after the `perturbed()` block, but got it inside.")
+        had_perturbed_block, self._cycle.awaits_step = self._cycle.awaits_step, False
         # Lightning hands a closure that returns None to a step called without one.
         if closure is not None and closure() is not None:
-            self._cycle.awaits_step = False
             raise RuntimeError(
                 "Expected `step()` without a closure after a `perturbed()` block, but got one."
             )
-        has_lr = any(group.get("lr", 1) != 0 for group in self.param_groups)
-        if not self._cycle.awaits_step and has_lr:
+        if not had_perturbed_block and any(g.get("lr", 1) != 0 for g in self.param_groups):
             raise RuntimeError(
                 "Expected `step(closure)`, or `step()` after a `with optimizer.perturbed():` "
                 "block, but got `step()` alone: BalancedSAM evaluates the loss twice a step. Pass "
                 "a closure that computes the loss, calls backward and returns the loss."
             )
         self._descend(scaler)
-        self._cycle.known_gradients = self._identify_gradients()
+        self._remember_gradient()
 
     def _perturbation(self) -> Perturbation:
         """Return the perturbation that the gradients at hand define."""
@@ -406,11 +423,6 @@ class BalancedSAM(Optimizer):
                 if parameter.grad is not None:
                     yield parameter.grad
 
-    def _identify_gradients(self) -> tuple[int, int] | None:
-        """Return what changes when gradients come or change: the first one's id and version."""
-        gradient = next(self._gradients(), None)
-        return None if gradient is None else (id(gradient), gradient._version)
-
     def _check_start(self) -> None:
         """Raise if the parameters are perturbed; forget a manual cycle that was not ended."""
         if self.is_perturbed:
@@ -432,7 +444,8 @@ class BalancedSAM(Optimizer):
         """Warn the first time this optimizer has something to say."""
         if message not in self._cycle.warned:
             self._cycle.warned |= {message}
-            warnings.warn(message, UserWarning, stacklevel=2)
+            # Past this class, contextlib and enable_grad to the line that called `step`.
+            warnings.warn(message, UserWarning, stacklevel=6)
 
 
 def _check_base(base: object) -> None:
@@ -441,6 +454,12 @@ def _check_base(base: object) -> None:
         raise TypeError(
             "Expected `base_optimizer` to be, or to return, a plain torch.optim.Optimizer, but got "
             f"{type(base).__name__}."
+        )
+    if "rho" in base.defaults:
+        raise ValueError(
+            "Expected `base_optimizer` to have no option `rho` yet, but got "
+            f"{type(base).__name__} with rho={base.defaults['rho']}: there it means something "
+            "else, or a BalancedSAM holds this optimizer already."
         )
     closure = inspect.signature(base.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -474,6 +493,11 @@ def _positions_left_out(params: Iterable[Any], base: Optimizer) -> frozenset[tup
             f"{', ...' if len(missing) > 5 else ''}."
         )
     given = {id(t) for t in tensors}
+    if not given & trained:
+        raise ValueError(
+            "Expected `params` to hold tensors that the base optimizer trains, but got "
+            f"{len(tensors)} frozen ones that it does not."
+        )
     return frozenset(
         (i, j)
         for i, group in enumerate(base.param_groups)
@@ -482,17 +506,20 @@ def _positions_left_out(params: Iterable[Any], base: Optimizer) -> frozenset[tup
     )
 
 
-def _check_loss(loss: object) -> None:
-    """Raise if ``loss`` is not one number."""
-    is_number = isinstance(loss, (int, float)) and not isinstance(loss, bool)
-    if not is_number and not (isinstance(loss, Tensor) and loss.numel() == 1):
-        came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(
-            "Expected a closure that computes the loss, calls backward and returns the loss, one "
-            f"number, but it returned {came}."
-        )
+def _check_loss(loss: Loss | None) -> Loss:
+    """Return ``loss``; raise if it is not one number."""
+    if isinstance(loss, (int, float)) and not isinstance(loss, bool):
+        return loss
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TypeError(
+        "Expected a closure that computes the loss, calls backward and returns the loss, one "
+        f"number, but it returned {came}."
+    )
 
 
 def _as_scalar(loss: Loss) -> Tensor:
-    """Return the loss as a 0-dim tensor."""
-    return torch.as_tensor(loss).reshape(())
+    """Return the loss as a 0-dim tensor, wide enough for small differences."""
+    scalar = torch.as_tensor(loss).reshape(())
+    return scalar.float() if scalar.dtype in HALF_PRECISION else scalar

@@ -99,7 +99,7 @@ def _total_norm(buckets: list[_Bucket]) -> Tensor:
     if len(norms) < 2:
         return norms[0] if norms else torch.zeros(())
     dtype = torch.float64 if any(n.dtype is torch.float64 for n in norms) else torch.float32
-    alike = [norm.to(norms[0].device, dtype, non_blocking=True) for norm in norms]
+    alike = [_send(norm.to(dtype), norms[0].device) for norm in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(alike))
     return total
 
@@ -125,7 +125,7 @@ def _ascend(parameters: list[Tensor], gradients: list[Tensor], norm: Tensor, rho
         if math.isfinite(length) and math.isfinite(scale):
             torch._foreach_add_(parameters, gradients, alpha=scale)
         return
-    norm = norm.to(parameters[0].device, non_blocking=True)
+    norm = _send(norm, parameters[0].device)
     is_valid = torch.isfinite(norm) & torch.isfinite(rho / norm)
     if is_float16:
         # A scale below 6e-8 is 0 in float16, and float16 gradients of a scaled loss need one.
@@ -137,6 +137,11 @@ def _ascend(parameters: list[Tensor], gradients: list[Tensor], norm: Tensor, rho
     bits = [_as_integers(value) for value in values]
     torch._foreach_mul_(bits, is_valid.to(bits[0].dtype))
     torch._foreach_add_(parameters, gradients)
+
+
+def _send(value: Tensor, device: torch.device) -> Tensor:
+    """Return the value on a device, without waiting unless the CPU is to work with it."""
+    return value.to(device, non_blocking=device.type != "cpu")
 
 
 def _as_integers(values: Tensor) -> Tensor:

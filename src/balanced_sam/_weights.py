@@ -319,13 +319,13 @@ def _clip(counts: Tensor, clip: tuple[float, float] | None) -> Tensor:
     """Return the counts held within ``clip``."""
     if clip is None:
         return counts
-    if not (isinstance(clip, tuple) and len(clip) == 2 and 0 < clip[0] <= clip[1]):
+    if not (isinstance(clip, (tuple, list)) and len(clip) == 2 and 0 < clip[0] <= clip[1]):
         raise ValueError(f"Expected `clip` to be a pair with 0 < low <= high, but got {clip}.")
     return counts.clamp(*clip)
 
 
 def _fill_empty(counts: Tensor, bin_weights: Tensor) -> Tensor:
-    """Return the weights with each empty bin's replaced by the nearest occupied bin's."""
+    """Return the weights, an empty bin's from the nearest occupied bin or from both at a tie."""
     occupied = (counts > 0).nonzero().squeeze(1)
     positions = torch.arange(len(counts), device=counts.device)
     before = torch.searchsorted(occupied, positions, right=True) - 1
