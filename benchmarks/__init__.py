@@ -1,0 +1,1 @@
+"""Experiments: an experiment is (data set, method, seed); see ``python -m benchmarks --help``."""

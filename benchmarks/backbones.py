@@ -1,0 +1,60 @@
+"""Networks."""
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallResNet(nn.Module):
+    """A residual network of 77 169 weights for grey images, one number out.
+
+    Args:
+        offset: Where the output starts, such as the middle of the target range.
+        scale: What one unit of the last layer is worth, in target units.
+    """
+
+    def __init__(self, *, offset: float, scale: float) -> None:
+        super().__init__()
+        self.offset = offset
+        self.scale = scale
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            _Block(16, 16, stride=1),
+            _Block(16, 32, stride=2),
+            _Block(32, 64, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(64, 1)
+        # A third faster on a CPU.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one prediction an image, shape ``(N,)``."""
+        output: Tensor = self.head(self.features(images)).squeeze(1)
+        return self.offset + self.scale * output
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the block's feature maps."""
+        output: Tensor = (self.body(images) + self.shortcut(images)).relu()
+        return output

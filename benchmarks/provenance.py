@@ -1,0 +1,58 @@
+"""Where a record comes from: code, versions, machine, data."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.protocol import Splits
+
+_PACKAGES = ("balanced-sam", "torch", "lightning", "torchmetrics", "numpy")
+
+
+def provenance(splits: Splits) -> dict[str, Any]:
+    """Return what is needed to make a run again."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "device": _device(),
+        "threads": torch.get_num_threads(),
+        "data_sha256": _checksum(splits),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git answers, None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _device() -> str:
+    """Return the name of the GPU, or the kind of processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _checksum(splits: Splits) -> str:
+    """Return a checksum over every value of every split."""
+    digest = hashlib.sha256()
+    for split in (splits.train, splits.validation, splits.test):
+        for tensor in split.tensors:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

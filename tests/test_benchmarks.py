@@ -1,0 +1,331 @@
+"""The benchmarks: every data set with every method, resume, records, tables."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.__main__ import main
+from benchmarks.datasets import rotated_digits
+from benchmarks.intervals import paired_difference
+from benchmarks.protocol import Record
+from benchmarks.registry import dataset_names, get_dataset, get_method, method_names
+from benchmarks.store import COMMITTED, read_record, read_records, write_json
+from benchmarks.training import train
+
+ROOT = Path(__file__).parent.parent
+SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 512, "lr": 0.05}
+
+
+def without_circumstances(record: Record) -> dict[str, Any]:
+    """Return a record without what may differ between two equal runs."""
+    values = record.to_dict()
+    del values["seconds"], values["provenance"]
+    return values
+
+
+@pytest.fixture(scope="module", params=dataset_names())
+def miniature(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[str, Path]:
+    """Return a data set's name and the folder of its miniature."""
+    root = tmp_path_factory.mktemp(request.param)
+    get_dataset(request.param).write_miniature(root)
+    return request.param, root
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_runs_on_the_miniature_of_every_data_set(
+    method: str, miniature: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset, data = miniature
+    record = train(dataset, method, 0, folder=tmp_path, data=data, changes=SHORT)
+    epochs = SHORT["epochs"] * get_method(method).epochs_factor
+    steps = epochs * -(-len(get_dataset(dataset).load(data).train) // SHORT["batch_size"])
+    assert len(record.history) == record.recipe["epochs"] == epochs
+    assert record.passes == steps * (2 if "sam" in method else 1)
+    validation = [epoch["validation/All/MAE"] for epoch in record.history]
+    assert record.best_epoch == int(np.argmin(validation))
+    for result in record.results.values():
+        assert result["regions"]["All"]["count"] == len(record.test_targets)
+        errors = np.abs(np.array(result["predictions"]) - np.array(record.test_targets))
+        assert result["regions"]["All"]["MAE"] == pytest.approx(errors.mean(), abs=1e-3)
+    write_json(tmp_path / "record.json", record.to_dict())
+    assert read_record(tmp_path / "record.json") == record
+
+
+@pytest.mark.parametrize("method", ["sqinv", "bsam"])
+def test_a_run_stopped_after_an_epoch_resumes_exactly(
+    method: str, miniature: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset, data = miniature
+    changes = SHORT | {"epochs": 4}
+    whole = train(dataset, method, 1, folder=tmp_path / "whole", data=data, changes=changes)
+    epochs = 0
+
+    def stop_in_the_third_epoch() -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"folder": tmp_path / "part", "data": data, "changes": changes}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(dataset, method, 1, **arguments, after_epoch=stop_in_the_third_epoch)
+    resumed = train(dataset, method, 1, **arguments)
+    assert without_circumstances(resumed) == without_circumstances(whole)
+
+
+def test_killed_command_goes_on_from_what_was_finished(
+    miniature: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset, data = miniature
+    command = [sys.executable, "-m", "benchmarks", "run", dataset, "vanilla", "bsam", "--resume"]
+    command += ["--data", str(data), "--set", "epochs=3", "--set", "batch_size=512"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    subprocess.run([*command, "--records", str(whole)], check=True, **options)
+    process = subprocess.Popen([*command, "--records", str(killed)], **options)
+    first = killed / dataset / "vanilla" / "seed-0.json"
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (killed / dataset / "bsam" / "seed-0.json").exists()
+    kept = first.read_text()
+    subprocess.run([*command, "--records", str(killed)], check=True, **options)
+    assert first.read_text() == kept
+    for method in ("vanilla", "bsam"):
+        name = Path(dataset) / method / "seed-0.json"
+        expected = without_circumstances(read_record(whole / name))
+        assert without_circumstances(read_record(killed / name)) == expected
+
+
+def a_record(**changes: Any) -> Record:
+    """Return a small record of rotated digits."""
+    dataset = get_dataset("rotated_digits")
+    record = Record(
+        dataset="rotated_digits",
+        method="vanilla",
+        seed=0,
+        recipe=dataclasses.asdict(dataset.recipe),
+        history=[{"validation/All/MAE": 1.0}],
+        best_epoch=0,
+        results={},
+        test_targets=[],
+        passes=1,
+        seconds=1.0,
+        provenance={},
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
+    write_json(path, a_record().to_dict())
+    before = path.read_bytes()
+    command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"Expected no record yet at .*--resume"):
+        main(command)
+    with pytest.raises(SystemExit, match=r"to be of the recipe .*'epochs': 3"):
+        main([*command, "--resume", "--set", "epochs=3"])
+    main([*command, "--resume"])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "faces", "vanilla"], "one of the datasets .* but got 'faces'"),
+        (["run", "rotated_digits", "magic"], "one of the methods .* but got 'magic'"),
+        (["run", "rotated_digits", "sam", "--data", "nowhere"], "digits in the file nowhere"),
+        (["run", "rotated_digits", "sam", "--set", "depth=3"], "entries of the recipe .* 'depth'"),
+        (["table", "faces"], "one of the datasets .* but got 'faces'"),
+    ],
+)
+def test_a_wrong_command_says_what_was_expected(
+    command: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main([*command, "--records", str(tmp_path)])
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"dataset": ')
+    with pytest.raises(ValueError, match=r"Expected a record in .*seed-0.json"):
+        read_records(tmp_path, "rotated_digits")
+
+
+def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*dataset_names(), *method_names()])
+
+
+def test_prepare_names_the_source_and_counts_the_samples(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["prepare", "rotated_digits"])
+    printed = capsys.readouterr().out
+    assert get_dataset("rotated_digits").source in printed
+    assert "test: 2020 samples, many 1020, medium 320, few 680" in printed
+
+
+class TestRotatedDigits:
+    splits = staticmethod(lambda: get_dataset("rotated_digits").load(None))
+
+    def test_training_targets_follow_agedb(self) -> None:
+        dataset, splits = get_dataset("rotated_digits"), self.splits()
+        counts = dataset.bins.counts(splits.train.tensors[1])
+        agedb = torch.tensor(rotated_digits.AGEDB_COUNTS)
+        assert sum(agedb) == 12208
+        assert (counts - agedb * 3000 / 12208).abs().max() <= 0.5
+
+    def test_validation_and_test_hold_every_target_equally_often(self) -> None:
+        splits = self.splits()
+        for split, each in ((splits.validation, 10), (splits.test, 20)):
+            assert torch.unique(split.tensors[1], return_counts=True)[1].tolist() == [each] * 101
+
+    def test_images_of_a_split_come_from_its_own_digits(self, monkeypatch: Any) -> None:
+        # Each digit is one grey value, so that a rendered image tells which digit it shows.
+        values = torch.arange(1.0, 101).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+        shown: list[set[float]] = []
+
+        def render(digits: torch.Tensor, *rest: Any) -> Any:
+            shown.append(set(digits[:, 0, 0, 0].tolist()))
+            return torch.utils.data.TensorDataset(digits)
+
+        monkeypatch.setattr(rotated_digits, "_read_digits", lambda root: values)
+        monkeypatch.setattr(rotated_digits, "_render", render)
+        rotated_digits.load(None)
+        train_digits, validation, test = shown
+        assert (len(train_digits), len(validation), len(test)) == (80, 10, 10)
+        assert len(train_digits | validation | test) == 100
+
+    def test_targets_are_rotations(self) -> None:
+        # A vertical bar: the direction of its second moments is the angle of rotation.
+        bar = torch.zeros(1, 1, 28, 28)
+        bar[..., 4:24, 13:15] = 1
+        theta = torch.tensor([40.0, 50.0, 60.0])
+        images = rotated_digits.rotate(bar.expand(3, 1, 28, 28), theta)
+        grid = torch.linspace(-1, 1, images.shape[-1])
+        y, x = grid[:, None], grid[None, :]
+        mass = images.sum((1, 2, 3))
+        xy = (images * x * y).sum((1, 2, 3)) / mass
+        xx, yy = ((images * z**2).sum((1, 2, 3)) / mass for z in (x, y))
+        angles = torch.rad2deg(torch.atan2(-2 * xy, yy - xx)) / 2
+        torch.testing.assert_close(angles, torch.tensor([-12.0, 0.0, 12.0]), atol=0.5, rtol=0)
+
+    def test_loading_twice_gives_the_same_data(self) -> None:
+        first, second = self.splits(), self.splits()
+        for name in ("train", "validation", "test"):
+            for a, b in zip(
+                getattr(first, name).tensors, getattr(second, name).tensors, strict=True
+            ):
+                assert torch.equal(a, b)
+
+
+class TestIntervals:
+    def test_interval_agrees_with_the_normal_one_for_many_seeds_and_samples(self) -> None:
+        generator = np.random.default_rng(1)
+        shape = (40, 60)
+        seeds, samples = (generator.normal(size=n) for n in shape)
+        difference = 2 + seeds[:, None] + samples + generator.normal(size=shape)
+        value, low, high = paired_difference(100 + difference, np.full(shape, 100.0), metric="MAE")
+        assert value == pytest.approx(difference.mean())
+        error = np.sqrt(1 / 40 + 1 / 60 + 3 / 2400)
+        assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.25)
+
+    def test_equal_methods_differ_by_nothing(self) -> None:
+        errors = np.random.default_rng(0).random((5, 30))
+        for metric in ("MAE", "GM"):
+            assert paired_difference(errors, errors, metric=metric) == (0, 0, 0)
+
+    def test_gm_of_scaled_errors_scales(self) -> None:
+        errors = np.random.default_rng(0).random((3, 50)) + 1
+        value, low, high = paired_difference(2 * errors, errors, metric="GM")
+        assert value == pytest.approx(np.exp(np.log(errors).mean(axis=1)).mean())
+        assert low < value < high
+
+    def test_other_samples_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(2, 4\)"):
+            paired_difference(np.ones((2, 3)), np.ones((2, 4)), metric="MAE")
+
+
+class TestCommittedRecords:
+    records = staticmethod(lambda: read_records(COMMITTED, "rotated_digits"))
+
+    def test_every_method_has_the_same_five_seeds_or_more(self) -> None:
+        records = self.records()
+        assert sorted(records) == method_names()
+        seeds = {method: [run.seed for run in runs] for method, runs in records.items()}
+        assert all(seeds[method][:5] == [0, 1, 2, 3, 4] for method in seeds)
+
+    def test_records_are_of_the_recipe_in_the_code(self) -> None:
+        recipe = dataclasses.asdict(get_dataset("rotated_digits").recipe)
+        for method, runs in self.records().items():
+            expected = recipe | {"epochs": recipe["epochs"] * get_method(method).epochs_factor}
+            assert all(run.recipe == expected for run in runs)
+
+    def test_records_are_of_the_same_clean_code_and_data(self) -> None:
+        runs = [run for group in self.records().values() for run in group]
+        assert not any(run.provenance["dirty"] for run in runs)
+        assert len({run.provenance["data_sha256"] for run in runs}) == 1
+
+    def test_the_epoch_was_selected_on_validation_data(self) -> None:
+        for runs in self.records().values():
+            for run in runs:
+                errors = [epoch["validation/All/MAE"] for epoch in run.history]
+                assert run.best_epoch == errors.index(min(errors))
+
+    def test_the_recipe_is_the_choice_of_the_tuning_records(self) -> None:
+        choices = json.loads((COMMITTED / "rotated_digits" / "tuning.json").read_text())
+        recipe = dataclasses.asdict(get_dataset("rotated_digits").recipe)
+        for name, methods in (("lr", ("vanilla", "sqinv")), ("rho", ("sam", "bsam"))):
+            error: dict[float, float] = {}
+            for row in (row for method in methods for row in choices[method].values()):
+                value = row["recipe"][name]
+                # rho is chosen among the runs with the chosen learning rate.
+                if row["recipe"] | {name: None} == recipe | {name: None} or name == "lr":
+                    error[value] = error.get(value, 0) + row["best"]["All"]
+            assert len(error) > 2
+            assert recipe[name] == min(error, key=error.__getitem__)
+
+    def test_tuning_seeds_are_not_reported(self) -> None:
+        choices = json.loads((COMMITTED / "rotated_digits" / "tuning.json").read_text())
+        tuned = {
+            seed for rows in choices.values() for row in rows.values() for seed in row["seeds"]
+        }
+        reported = {run.seed for runs in self.records().values() for run in runs}
+        assert tuned
+        assert not tuned & reported
+
+
+def test_tables_are_filled_between_their_markers() -> None:
+    text = "before <!-- table: published agedb_dir -->\nold\n<!-- end table --> after"
+    filled = tables.fill(text)
+    assert re.search(r"\| BSAM +\| 6\.067 \| 5\.801 \| +6\.304 \| +7\.928 \|", filled)
+    assert "old" not in filled
+    assert tables.fill(filled) == filled
+    assert filled.startswith("before ")
+    assert filled.endswith(" after")
+
+
+def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
+    runs = read_records(COMMITTED, "rotated_digits")["bsam"]
+    values = [run.results["best_validation"]["regions"]["Few"]["MAE"] for run in runs]
+    table = tables.summary(COMMITTED, "rotated_digits", "best_validation", "MAE")
+    row = next(line for line in table.splitlines() if line.startswith("| BSAM  "))
+    assert row.endswith(f" {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |")
