@@ -1,0 +1,65 @@
+"""The README: its code runs, its commands exist, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_python_blocks_run_and_train(capsys: object) -> None:
+    torch.manual_seed(0)
+    inputs = torch.rand(256, 3)
+    train_targets = inputs.sum(dim=1) * 40
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+    before = (model(inputs) - train_targets).abs().mean()
+    names = {
+        "model": model,
+        "loader": [(inputs[i : i + 32], train_targets[i : i + 32]) for i in range(0, 256, 32)],
+        "train_targets": train_targets,
+        "predictions": torch.tensor([10.0, 60.0]),
+        "test_targets": torch.tensor([12.0, 58.0]),
+    }
+    blocks = [code for language, code in BLOCKS if language == "python"]
+    assert blocks
+    for code in blocks:
+        exec(code, names)
+    assert (model(inputs) - train_targets).abs().mean() < before
+
+
+def test_commands_are_targets_of_the_makefile() -> None:
+    commands = [
+        line
+        for language, code in BLOCKS
+        if language == "console"
+        for line in code.split("\n")
+        if line
+    ]
+    makefile = (ROOT / "Makefile").read_text()
+    assert commands == ["pip install .", "make demo", "make test"]
+    for command in commands[1:]:
+        assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    anchors = {
+        "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
+    }
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert links
+    for link in links:
+        assert link in anchors or (ROOT / link).exists(), link
+
+
+def test_citation_is_that_of_the_citation_file() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    bibtex = next(code for language, code in BLOCKS if language == "bibtex")
+    title = re.search(r"title += \{(.+)\}", bibtex)
+    assert title is not None
+    assert title[1] in citation
+    for family in re.findall(r"(\w+), \w+", bibtex):
+        assert f"family-names: {family}" in citation
