@@ -149,7 +149,7 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
         (["run", "faces", "vanilla"], "one of the datasets .* but got 'faces'"),
         (["run", "rotated_digits", "magic"], "one of the methods .* but got 'magic'"),
         (["run", "rotated_digits", "sam", "--data", "nowhere"], "digits in the file nowhere"),
-        (["run", "rotated_digits", "sam", "--set", "depth=3"], "entries of the recipe .* 'depth'"),
+        (["run", "rotated_digits", "sam", "--set", "depth=3"], "entries of the recipe .*'depth'"),
         (["table", "faces"], "one of the datasets .* but got 'faces'"),
     ],
 )
