@@ -49,8 +49,10 @@ def _run(options: argparse.Namespace) -> None:
             seed,
             records=options.records,
             data=options.data,
-            accelerator=options.device,
             changes=dict(options.set),
+            normalized=options.normalized,
+            accelerator=options.device,
+            precision=options.precision,
         )
         for seed in options.seeds
         for method in options.methods
@@ -148,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in (prepare, run):
         command.add_argument("--data", type=Path, help="folder of the data; none: embedded data")
     run.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
+    run.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
+    run.add_argument(
+        "--normalized",
+        action="store_true",
+        help="weights of mean 1, learning rate and weight decay converted",
+    )
     run.add_argument(
         "--set",
         type=_change,

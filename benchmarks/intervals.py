@@ -1,5 +1,6 @@
 """Paired bootstrap intervals of the difference of two methods."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -7,10 +8,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+_OF_MEAN: dict[str, Callable[[Array], Array]] = {"GM": np.exp, "RMSE": np.sqrt}
+"""The metric, of the mean over targets; others are the mean itself."""
 
 
 def paired_difference(
-    errors: Array, reference: Array, *, metric: str
+    sums: Array, reference: Array, counts: Array, *, metric: str
 ) -> tuple[float, float, float]:
     """Return the difference of a metric and its 95 % bootstrap interval.
 
@@ -19,28 +22,33 @@ def paired_difference(
     set. With few seeds it is an approximation: five seeds say little about a sixth.
 
     Args:
-        errors: Absolute errors of the method, shape ``(seeds, samples)``.
-        reference: Absolute errors of the reference on the same seeds and samples.
-        metric: ``"MAE"`` or ``"GM"``.
+        sums: What each test sample adds to the metric, of the method, shape ``(seeds, samples)``:
+            absolute errors for MAE, their logarithms for GM, squares for RMSE, hits for delta_1.
+        reference: The same of the reference, on the same seeds and samples.
+        counts: How many targets each sample has, shape ``(samples,)``: 1, or a map's pixels.
+        metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
 
     Returns:
-        Method minus reference, and the lower and upper end of the interval, in target units.
+        Method minus reference, and the lower and upper end of the interval, in the metric's unit.
 
     References:
         Owen (2007), `The pigeonhole bootstrap <https://arxiv.org/abs/0712.1111>`_.
     """
-    if errors.shape != reference.shape:
+    if sums.shape != reference.shape:
         raise ValueError(
-            f"Expected the errors of two methods on the same seeds and samples, but got shapes "
-            f"{errors.shape} and {reference.shape}."
+            f"Expected two methods on the same seeds and samples, but got shapes {sums.shape} and "
+            f"{reference.shape}."
         )
-    seeds, samples = errors.shape
+    seeds, samples = sums.shape
     seed_draws, sample_draws = _shares(seeds, stream=0), _shares(samples, stream=1)
-    draws = _metric(errors, sample_draws, metric) - _metric(reference, sample_draws, metric)
-    low, high = np.quantile((seed_draws * draws.T).sum(axis=1), [0.025, 0.975])
-    whole = np.full((1, samples), 1 / samples)
-    difference = _metric(errors, whole, metric) - _metric(reference, whole, metric)
-    return float(difference.mean()), float(low), float(high)
+
+    def difference(draws: Array) -> Array:
+        means = [(part @ draws.T) / (counts @ draws.T) for part in (sums, reference)]
+        method, other = (_OF_MEAN.get(metric, np.asarray)(mean) for mean in means)
+        return method - other
+
+    low, high = np.quantile((seed_draws * difference(sample_draws).T).sum(axis=1), [0.025, 0.975])
+    return float(difference(np.full((1, samples), 1 / samples)).mean()), float(low), float(high)
 
 
 @cache
@@ -48,12 +56,3 @@ def _shares(size: int, *, stream: int) -> Array:
     """Return each item's share of each bootstrap sample, shape ``(RESAMPLES, size)``."""
     generator = np.random.default_rng(stream)
     return generator.multinomial(size, [1 / size] * size, RESAMPLES) / size
-
-
-def _metric(errors: Array, draws: Array, metric: str) -> Array:
-    """Return the metric per seed and draw, shape ``(seeds, draws)``."""
-    if metric == "MAE":
-        return errors @ draws.T
-    # Predictions are stored with three decimals: an error of 0 stands for one below half of that.
-    result: Array = np.exp(np.log(np.maximum(errors, 5e-4)) @ draws.T)
-    return result

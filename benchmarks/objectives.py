@@ -1,28 +1,40 @@
 """Training losses that several methods share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from balanced_sam import TargetBins, TargetWeights, weighted_mean
+from balanced_sam import TargetWeights, smooth_counts, weighted_mean
+from benchmarks.protocol import Dataset, Objective, Recipe, Splits
 
 
-class WeightedL1(nn.Module):
-    """The mean of weights times absolute errors, in target units."""
+def absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the absolute error of each element, in target units."""
+    return (predictions - targets).abs()
 
-    def __init__(self, weights: TargetWeights) -> None:
+
+def squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared error of each element, in squared target units."""
+    return (predictions - targets).square()
+
+
+class WeightedLoss(nn.Module):
+    """The mean of weights times the data set's loss of each element."""
+
+    def __init__(self, dataset: Dataset, weights: TargetWeights) -> None:
         super().__init__()
+        self.criterion = dataset.criterion
         self.weights = weights
         self.is_weighted = True
 
     def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, 0-dim."""
-        errors = (predictions - targets).abs()
-        weights = self.weights(targets) if self.is_weighted else torch.ones_like(errors)
-        return weighted_mean(errors, weights)
+        losses = self.criterion(predictions, targets)
+        weights = self.weights(targets) if self.is_weighted else torch.ones_like(losses)
+        return weighted_mean(losses, weights)
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -34,14 +46,26 @@ class WeightedL1(nn.Module):
             self.is_weighted = True
 
 
-def weighted_l1(
-    scheme: str, *, clip: tuple[float, float] | None = None
-) -> Callable[[TargetBins, Tensor], nn.Module]:
-    """Return the maker of an L1 loss with weights of ``scheme``, normalised to mean 1."""
-    return partial(_make_weighted_l1, scheme=scheme, clip=clip)
+def weighted(scheme: str | None, *, smoothed: bool = False) -> Objective:
+    """Return the maker of the data set's loss with weights.
+
+    Args:
+        scheme: ``"inv"``, ``"sqinv"`` or ``"none"``; None for the one of the data set's LDS.
+        smoothed: Take the weights of counts smoothed by LDS.
+    """
+    return partial(_make_weighted, scheme=scheme, smoothed=smoothed)
 
 
-def _make_weighted_l1(
-    bins: TargetBins, targets: Tensor, *, scheme: str, clip: tuple[float, float] | None
+def _make_weighted(
+    dataset: Dataset, recipe: Recipe, splits: Splits, *, scheme: str | None, smoothed: bool
 ) -> nn.Module:
-    return WeightedL1(TargetWeights.from_targets(targets, bins, scheme=scheme, clip=clip))
+    scheme = scheme or dataset.lds_scheme
+    weights = TargetWeights.from_counts(
+        dataset.bins,
+        splits.train_counts,
+        scheme=scheme,
+        smoothing=partial(smooth_counts, boundary=dataset.lds_boundary) if smoothed else None,
+        clip=dataset.inv_clip if scheme == "inv" else None,
+        normalize=recipe.normalized,
+    )
+    return WeightedLoss(dataset, weights)

@@ -2,21 +2,40 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import cos, pi
+from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from balanced_sam import BalancedSAM, LambdaRho
 from benchmarks.protocol import Recipe
 
-Optimizers = tuple[Optimizer, list[LRScheduler]]
+OptimizerAndSchedules = tuple[Optimizer, list[LRScheduler]]
+
+BASES: dict[str, Callable[[Recipe], Callable[[Any], Optimizer]]] = {
+    "sgd": lambda recipe: partial(
+        SGD, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    ),
+    "adam": lambda recipe: partial(Adam, lr=recipe.lr, weight_decay=recipe.weight_decay),
+}
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda epoch, epochs: _half_cosine(epoch / epochs),
+    # As in the code of BSAM: counted from 1, down to a thousandth.
+    "cosine_from_one": lambda epoch, epochs: 1e-3 + (1 - 1e-3) * _half_cosine((epoch + 1) / epochs),
+    "tenth_every_5": lambda epoch, epochs: 0.1 ** (epoch // 5),
+}
+"""The learning rate's factor in an epoch, counted from 0, of so many."""
 
 
-def sgd(parameters: Iterable[nn.Parameter], recipe: Recipe, objective: nn.Module) -> Optimizers:
-    """SGD with momentum, the learning rate a half cosine."""
-    optimizer = _sgd(recipe)(parameters)
-    return optimizer, [CosineAnnealingLR(optimizer, T_max=recipe.epochs)]
+def base(
+    parameters: Iterable[nn.Parameter], recipe: Recipe, objective: nn.Module
+) -> OptimizerAndSchedules:
+    """The recipe's optimizer, one pass a step."""
+    optimizer = BASES[recipe.optimizer](recipe)(_groups(parameters, objective))
+    return optimizer, [_schedule(optimizer, recipe)]
 
 
 def balanced_sam(
@@ -26,20 +45,52 @@ def balanced_sam(
     *,
     unweighted_ascent: bool = False,
     unweighted_descent: bool = False,
-) -> Optimizers:
-    """BalancedSAM over SGD with momentum: the same, and rho grows to its value at the start."""
-    contexts: dict[str, Callable[[], object]] = {}
+) -> OptimizerAndSchedules:
+    """BalancedSAM over the recipe's optimizer; rho grows to its value at the start."""
+    contexts: dict[str, Any] = {}
     if unweighted_ascent:
         contexts["ascent_context"] = objective.unweighted
     if unweighted_descent:
         contexts["descent_context"] = objective.unweighted
-    optimizer = BalancedSAM(parameters, _sgd(recipe), rho=recipe.rho, **contexts)
+    optimizer = BalancedSAM(
+        _groups(parameters, objective), BASES[recipe.optimizer](recipe), rho=recipe.rho, **contexts
+    )
     warmup = LambdaRho(optimizer, partial(_warmup, epochs=recipe.rho_warmup_epochs))
-    return optimizer, [CosineAnnealingLR(optimizer, T_max=recipe.epochs), warmup]
+    return optimizer, [_schedule(optimizer, recipe), warmup]
 
 
-def _sgd(recipe: Recipe) -> Callable[[Iterable[nn.Parameter]], SGD]:
-    return partial(SGD, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+def adam(
+    lr: float, parameters: Iterable[nn.Parameter], recipe: Recipe, objective: nn.Module
+) -> OptimizerAndSchedules:
+    """Adam at a constant rate, for the stages that train the head alone."""
+    return Adam(_groups(parameters, objective), lr=lr), []
+
+
+def _groups(parameters: Iterable[nn.Parameter], objective: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups: the network's, and the loss's own if it learns any."""
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if learned := list(objective.parameters()):
+        groups.append({"params": learned, "lr": objective.lr, "weight_decay": 0.0})
+    return groups
+
+
+def _schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler:
+    """Return the schedule of the network's group; what the loss learns keeps its rate."""
+    factor = partial(_factor, schedule=recipe.schedule, epochs=recipe.epochs)
+    others = [_constant] * (len(optimizer.param_groups) - 1)
+    return LambdaLR(optimizer, [factor, *others])
+
+
+def _factor(epoch: int, *, schedule: str, epochs: int) -> float:
+    return SCHEDULES[schedule](epoch, epochs)
+
+
+def _constant(epoch: int) -> float:
+    return 1.0
+
+
+def _half_cosine(share: float) -> float:
+    return (1 + cos(pi * share)) / 2
 
 
 def _warmup(epoch: int, *, epochs: int) -> float:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import shutil
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from benchmarks.protocol import Recipe
 from benchmarks.registry import get_dataset, get_method
 from benchmarks.store import read_record, record_path, write_json
-from benchmarks.training import resolved_recipe, train
+from benchmarks.training import described_recipe, resolved_recipe, train
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class Run:
     seed: int
     records: Path
     data: Path | None
-    accelerator: str
     changes: dict[str, Any]
+    """Entries of the recipe to change."""
+    normalized: bool = False
+    """Train with weights of mean 1, the recipe converted."""
+    accelerator: str = "cpu"
+    precision: str = "32-true"
 
     @property
     def path(self) -> Path:
@@ -37,10 +42,15 @@ class Run:
         return record_path(self.records, self.dataset, self.method, self.seed)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
         """The resolved recipe."""
-        dataset, method = get_dataset(self.dataset), get_method(self.method)
-        return asdict(resolved_recipe(dataset, method, self.changes))
+        dataset = get_dataset(self.dataset)
+        return resolved_recipe(dataset, changes=self.changes, normalized=self.normalized)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The resolved recipe and the method's stages, as the record holds them."""
+        return described_recipe(self.recipe, get_method(self.method))
 
 
 def run_all(runs: list[Run], *, jobs: int, resume: bool) -> None:
@@ -65,7 +75,7 @@ def run_all(runs: list[Run], *, jobs: int, resume: bool) -> None:
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[int] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    epochs = sum(run.recipe["epochs"] for run in missing)
+    epochs = sum(sum(run.description["stage_epochs"]) for run in missing)
     with (
         tqdm(total=epochs, unit="epoch", desc=f"{len(missing)} runs", smoothing=0.02) as bar,
         ProcessPoolExecutor(jobs, context, _start_worker, (queue, threads)) as pool,
@@ -93,10 +103,10 @@ def _check_record(run: Run, *, resume: bool) -> None:
             f"Expected no record yet at {run.path}. Pass --resume to keep what is there, or "
             "another folder with --records."
         )
-    recipe = read_record(run.path).recipe
-    if recipe != run.recipe:
+    expected, recipe = run.description, read_record(run.path).recipe
+    if recipe != expected:
         raise ValueError(
-            f"Expected the record {run.path} to be of the recipe {run.recipe}, but got {recipe}. "
+            f"Expected the record {run.path} to be of the recipe {expected}, but got {recipe}. "
             "Pass another folder with --records."
         )
 
@@ -117,17 +127,18 @@ def _run(run: Run, resume: bool) -> str:
     # A killed parent's worker may live on to the end of its epoch.
     with FileLock(run.path.with_name(f".seed-{run.seed}.lock")):
         recipe = folder / "recipe.json"
-        if not resume or not recipe.exists() or json.loads(recipe.read_text()) != run.recipe:
+        if not resume or not recipe.exists() or json.loads(recipe.read_text()) != run.description:
             shutil.rmtree(folder)
-            write_json(recipe, run.recipe)
+            write_json(recipe, run.description)
         record = train(
             run.dataset,
             run.method,
             run.seed,
+            run.recipe,
             folder=folder,
             data=run.data,
-            changes=run.changes,
             accelerator=run.accelerator,
+            precision=run.precision,
             after_epoch=_after_epoch,
         )
         write_json(run.path, record.to_dict())

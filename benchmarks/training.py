@@ -18,28 +18,72 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.nn import functional
 
-from balanced_sam import region_report
 from balanced_sam.torchmetrics import RegionMetrics
-from benchmarks.protocol import Dataset, Method, Recipe, Record, Splits
+from benchmarks.data import evaluation_batches, training_batches
+from benchmarks.evaluation import REGIONS, Evaluation
+from benchmarks.protocol import Dataset, Method, Recipe, Record, Split, Splits, Stage, normalize
 from benchmarks.provenance import provenance
 from benchmarks.registry import get_dataset, get_method
 
+WATCHED = ("validation", "test")
+"""The splits whose error is logged after each epoch: the second one for some data sets only."""
+
 
 class Regression(lightning.LightningModule):
-    """A network, its training loss, and the validation error per region."""
+    """A network, the loss of a stage, and the error per region on other splits."""
 
-    def __init__(self, dataset: Dataset, method: Method, recipe: Recipe, targets: Tensor) -> None:
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, stage: Stage, splits: Splits, *, seed: int
+    ) -> None:
         super().__init__()
-        self.network = dataset.network()
-        self.objective = method.objective(dataset.bins, targets)
-        self.metrics = RegionMetrics(dataset.regions)
+        self.network = dataset.network(recipe)
+        self.objective = stage.objective(dataset, recipe, splits)
+        self.augmentation = dataset.augmentation() if dataset.augmentation else None
+        self.watched = nn.ModuleList(RegionMetrics(dataset.regions) for _ in WATCHED)
+        self.evaluation: Evaluation | None = None
         self.passes: Tensor
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
-        self._method = method
-        self._recipe = recipe
+        self.dataset = dataset
+        self.recipe = dataclasses.replace(recipe, epochs=stage.epochs)
+        self._stage = stage
+        self.seed = seed
+
+    def begin(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from the network of the stage before, and free only what this stage trains."""
+        if checkpoint is not None:
+            state = checkpoint["state_dict"].items()
+            prefix = "network."
+            self.network.load_state_dict(
+                {name[len(prefix) :]: value for name, value in state if name.startswith(prefix)}
+            )
+        if self._stage.part == "new head":
+            self.network.head.reset_parameters()
+        if self._stage.part != "network":
+            self.network.requires_grad_(False)
+            self.network.head.requires_grad_(True)
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the statistics of BatchNorm where only the head is trained."""
+        if self._stage.part != "network":
+            self.network.eval()
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        """Return the batch as the network takes it; in training augmented, the same in all passes.
+
+        What is random about a step depends on the seed and the step alone, so that a resumed run
+        sees the same.
+        """
+        inputs, targets = batch
+        if inputs.dtype == torch.uint8:
+            inputs = inputs / 255
+        if self.trainer.training:
+            torch.manual_seed(1_000_003 * self.seed + self.trainer.global_step)
+            if self.augmentation is not None:
+                with torch.no_grad():
+                    inputs, targets = self.augmentation(inputs, targets)
+        return [inputs, targets]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Return the training loss of a batch."""
@@ -49,40 +93,58 @@ class Regression(lightning.LightningModule):
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation error."""
+    def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the error on a split."""
         inputs, targets = batch
-        self.metrics.update(self.network(inputs), targets)
+        counted = ~targets.isnan()
+        predictions = self._predict(inputs, targets)
+        self.watched[dataloader_idx].update(predictions[counted], targets[counted])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation MAE per region."""
-        values = self.metrics.compute()
-        self.metrics.reset()
-        names = ("All/MAE", "Many/MAE", "Med./MAE", "Few/MAE")
-        self.log_dict({f"validation/{name}": values[name] for name in names})
+        """Log the metrics per region of each split that was seen."""
+        for split, metrics in zip(WATCHED, self.watched, strict=True):
+            if metrics.update_called:
+                values = metrics.compute()
+                metrics.reset()
+                for name in (f"{r}/{m}" for m in self.dataset.metrics for r in ("All", *REGIONS)):
+                    self.log(f"{split}/{name}", values[name])
 
-    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the predictions of a batch."""
-        predictions: Tensor = self.network(batch[0])
-        return predictions
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """Add a batch to the evaluation."""
+        inputs, targets = batch
+        assert self.evaluation is not None
+        self.evaluation.update(self._predict(inputs, targets), targets)
+
+    def _predict(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the predictions, a map as large as the target's."""
+        predictions: Tensor = self.network(inputs).float()
+        if predictions.shape == targets.shape:
+            return predictions
+        size = targets.shape[-2:]
+        maps = functional.interpolate(
+            predictions[:, None], size, mode="bilinear", align_corners=True
+        )
+        return maps[:, 0]
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimizer and what is stepped after each epoch."""
-        parameters = [*self.network.parameters(), *self.objective.parameters()]
-        optimizer, schedulers = self._method.optimizers(parameters, self._recipe, self.objective)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer, schedulers = self._stage.optimizers(trained, self.recipe, self.objective)
         return [optimizer], schedulers
 
 
 class History(Callback):
-    """Keep what was logged after each epoch, through a resume as well."""
+    """Keep what was logged after each epoch of a stage, through a resume as well."""
 
-    def __init__(self, after_epoch: Callable[[], None]) -> None:
+    def __init__(self, stage: int, after_epoch: Callable[[], None]) -> None:
         self.epochs: list[dict[str, float]] = []
+        self._stage = stage
         self._after_epoch = after_epoch
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the epoch."""
-        self.epochs.append({k: round(v.item(), 5) for k, v in trainer.callback_metrics.items()})
+        logged = {name: round(v.item(), 5) for name, v in trainer.callback_metrics.items()}
+        self.epochs.append({"stage": self._stage} | logged)
         self._after_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,24 +156,31 @@ class History(Callback):
         self.epochs[:] = state_dict["epochs"]
 
 
-def resolved_recipe(dataset: Dataset, method: Method, changes: dict[str, Any]) -> Recipe:
-    """Return the recipe a run uses: the data set's, changed, for as long as the method trains."""
+def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bool) -> Recipe:
+    """Return the recipe a run uses: the data set's, with weights of mean 1 or not, changed."""
     unknown = sorted(changes.keys() - dataclasses.asdict(dataset.recipe).keys())
     if unknown:
         raise ValueError(f"Expected entries of the recipe {dataset.recipe}, but got {unknown}.")
-    recipe = dataclasses.replace(dataset.recipe, **changes)
-    return dataclasses.replace(recipe, epochs=recipe.epochs * method.epochs_factor)
+    recipe = normalize(dataset.recipe, dataset.mean_weight) if normalized else dataset.recipe
+    return dataclasses.replace(recipe, **changes)
+
+
+def described_recipe(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Return the recipe and the epochs of each stage, for the record."""
+    stages = [stage.epochs for stage in method.stages(recipe)]
+    return dataclasses.asdict(recipe) | {"stage_epochs": stages}
 
 
 def train(
     dataset_name: str,
     method_name: str,
     seed: int,
+    recipe: Recipe,
     *,
     folder: Path,
     data: Path | None = None,
-    changes: dict[str, Any] | None = None,
     accelerator: str = "cpu",
+    precision: Any = "32-true",
     after_epoch: Callable[[], None] = lambda: None,
 ) -> Record:
     """Train and test once, going on from ``folder``'s last checkpoint if there is one.
@@ -119,11 +188,12 @@ def train(
     Args:
         dataset_name: File name of the data set.
         method_name: File name of the method.
-        seed: Seed of the network's start and of the order of the batches.
+        seed: Seed of the network's start, of the order of the batches and of the augmentation.
+        recipe: How to train.
         folder: Where checkpoints and the log lie while the run lasts.
         data: Folder of the data; the embedded data if None.
-        changes: Entries of the recipe to change.
         accelerator: Lightning's name of the device.
+        precision: Lightning's name of the precision, such as ``"bf16-mixed"``.
         after_epoch: Called after each epoch.
 
     Returns:
@@ -131,89 +201,102 @@ def train(
     """
     start = time.monotonic()
     dataset, method = get_dataset(dataset_name), get_method(method_name)
-    recipe = resolved_recipe(dataset, method, changes or {})
     splits = dataset.load(data)
+    history: list[dict[str, float]] = []
+    passes = 0
+    best: dict[str, Any] | None = None
     with _quiet():
-        lightning.seed_everything(seed, verbose=False)
-        module = Regression(dataset, method, recipe, splits.train.tensors[1])
-        history = History(after_epoch)
-        best = ModelCheckpoint(
-            folder,
-            "best",
-            monitor="validation/All/MAE",
-            save_last=True,
-            save_on_train_epoch_end=True,
-        )
-        trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            max_epochs=recipe.epochs,
-            callbacks=[history, best],
-            logger=CSVLogger(folder, name="log"),
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1000,
-        )
-        last = folder / "last.ckpt"
-        trainer.fit(
-            module,
-            _loader(splits.train, recipe, seed),
-            _loader(splits.validation, recipe),
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
-        passes = int(module.passes)
-        predictions = {"last_epoch": _predict(trainer, module, splits, recipe)}
-        state = torch.load(best.best_model_path, weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        predictions["best_validation"] = _predict(trainer, module, splits, recipe)
-    targets = splits.test.tensors[1]
+        for number, stage in enumerate(method.stages(recipe)):
+            lightning.seed_everything(seed, verbose=False)
+            module = Regression(dataset, recipe, stage, splits, seed=seed)
+            module.begin(best)
+            part = folder / f"stage-{number}"
+            epochs = History(number, after_epoch)
+            checkpoints = _checkpoints(dataset, part)
+            trainer = lightning.Trainer(
+                accelerator=accelerator,
+                devices=1,
+                precision=precision,
+                max_epochs=stage.epochs,
+                callbacks=[epochs, *checkpoints.values()],
+                logger=CSVLogger(part, name="log"),
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                log_every_n_steps=1000,
+            )
+            _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
+            passes += int(module.passes)
+            kept = {
+                selection: torch.load(checkpoint.best_model_path, weights_only=True)
+                for selection, checkpoint in checkpoints.items()
+            }
+            best = kept["best_validation"]
+            best_epoch = len(history) + int(best["epoch"])
+            history += epochs.epochs
+        evaluations = {
+            selection: _evaluate(trainer, module, splits.test, checkpoint)
+            for selection, checkpoint in kept.items()
+        }
     return Record(
         dataset=dataset_name,
         method=method_name,
         seed=seed,
-        recipe=dataclasses.asdict(recipe),
-        history=history.epochs,
-        best_epoch=int(state["epoch"]),
-        results={name: _result(p, targets, dataset) for name, p in predictions.items()},
-        test_targets=targets.tolist(),
+        recipe=described_recipe(recipe, method),
+        history=history,
+        best_epoch=best_epoch,
+        results={name: evaluation.result() for name, evaluation in evaluations.items()},
         passes=passes,
         seconds=round(time.monotonic() - start, 1),
-        provenance=provenance(splits),
+        provenance=provenance(splits) | {"precision": precision},
+        samples=evaluations["last_epoch"].samples(),
     )
 
 
-def _loader(dataset: TensorDataset, recipe: Recipe, seed: int | None = None) -> DataLoader[Any]:
-    """Return the batches of a split: shuffled by seed and epoch, or in order without a seed."""
-    if seed is None:
-        return DataLoader(dataset, batch_size=1024)
-    # The order depends on the seed and the epoch alone, so that a resumed run sees the same.
-    sampler: Any = DistributedSampler(dataset, num_replicas=1, rank=0, seed=seed)
-    return DataLoader(dataset, batch_size=recipe.batch_size, sampler=sampler)
-
-
-def _predict(
-    trainer: lightning.Trainer, module: nn.Module, splits: Splits, recipe: Recipe
-) -> Tensor:
-    """Return the predictions for the test set."""
-    batches = trainer.predict(module, _loader(splits.test, recipe))
-    return torch.cat(batches)
-
-
-def _result(predictions: Tensor, targets: Tensor, dataset: Dataset) -> dict[str, Any]:
-    """Return the metrics per region, the MAE per bin, and the predictions themselves."""
-    index = dataset.bins.index(targets)
-    counts = torch.bincount(index, minlength=len(dataset.bins))
-    errors = torch.zeros(len(counts)).index_add_(0, index, (predictions - targets).abs())
+def _checkpoints(dataset: Dataset, folder: Path) -> dict[str, ModelCheckpoint]:
+    """Return what keeps the network of each selection: the best epoch's, and the last one's."""
+    error = f"All/{dataset.metrics[0]}"
+    monitors = {"best_validation": f"validation/{error}", "last_epoch": None}
+    if dataset.test_selection:
+        monitors["best_test"] = f"test/{error}"
     return {
-        "regions": region_report(predictions, targets, dataset.regions).to_dict(),
-        "mae_per_bin": [
-            round(e, 4) if n else None
-            for e, n in zip((errors / counts).tolist(), counts, strict=True)
-        ],
-        "predictions": [round(p, 3) for p in predictions.tolist()],
+        selection: ModelCheckpoint(
+            folder,
+            selection,
+            monitor=monitor,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        for selection, monitor in monitors.items()
     }
+
+
+def _fit(
+    trainer: lightning.Trainer, module: Regression, dataset: Dataset, splits: Splits, last: Path
+) -> None:
+    """Train, from the checkpoint of the last epoch if there is one."""
+    checkpoint = last if last.exists() else None
+    epoch = torch.load(last, weights_only=True)["epoch"] + 1 if checkpoint else 0
+    batch_size = module.recipe.batch_size
+    watched = [splits.validation, *([splits.test] if dataset.test_selection else [])]
+    trainer.fit(
+        module,
+        training_batches(splits.train, batch_size=batch_size, seed=module.seed, epoch=epoch),
+        [evaluation_batches(split, batch_size=batch_size) for split in watched],
+        ckpt_path=checkpoint,
+        weights_only=True,
+    )
+
+
+def _evaluate(
+    trainer: lightning.Trainer, module: Regression, split: Split, checkpoint: dict[str, Any]
+) -> Evaluation:
+    """Return the errors of a checkpoint's network on the test set."""
+    module.load_state_dict(checkpoint["state_dict"])
+    module.evaluation = Evaluation(module.dataset)
+    batches = evaluation_batches(split, batch_size=module.recipe.batch_size)
+    trainer.test(module, batches, verbose=False)
+    return module.evaluation
 
 
 @contextmanager
@@ -223,16 +306,18 @@ def _quiet() -> Iterator[None]:
         logging.getLogger(f"lightning.pytorch{name}") for name in ("", ".utilities.rank_zero")
     ]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*Checkpoint directory.*exists.*",
-            ".*smaller than the logging interval.*",
-            ".*isinstance.treespec, LeafSpec.*",
-        ):
-            warnings.filterwarnings("ignore", message)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*Checkpoint directory.*exists.*",
+                ".*smaller than the logging interval.*",
+                ".*isinstance.treespec, LeafSpec.*",
+            ):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocol import Record
+from benchmarks.registry import get_dataset
 from benchmarks.running import Run, run_all
 from benchmarks.store import read_record, write_json
 
@@ -38,9 +39,7 @@ def tune(
         for point in points:
             name = ",".join(f"{key}={value}" for key, value in point.items())
             folder = WORK / name
-            runs[method, name] = [
-                Run(dataset, method, seed, folder, None, "cpu", point) for seed in seeds
-            ]
+            runs[method, name] = [Run(dataset, method, seed, folder, None, point) for seed in seeds]
     run_all([run for group in runs.values() for run in group], jobs=jobs, resume=True)
     choices: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for (method, name), group in runs.items():
@@ -50,16 +49,17 @@ def tune(
 
 
 def _summary(records: list[Record]) -> dict[str, Any]:
-    """Return the recipe, and the validation MAE at the best epoch and the last, over seeds."""
+    """Return the recipe, and the validation error at the best epoch and the last, over seeds."""
     best = [record.history[record.best_epoch] for record in records]
     last = [record.history[-1] for record in records]
+    metric = get_dataset(records[0].dataset).metrics[0]
     return {
         "recipe": records[0].recipe,
         "seeds": [record.seed for record in records],
-        "best": {region: _mean(best, region) for region in ("All", "Few")},
-        "last": {region: _mean(last, region) for region in ("All", "Few")},
+        "best": {region: _mean(best, f"{region}/{metric}") for region in ("All", "Few")},
+        "last": {region: _mean(last, f"{region}/{metric}") for region in ("All", "Few")},
     }
 
 
-def _mean(epochs: list[dict[str, float]], region: str) -> float:
-    return round(statistics.mean(epoch[f"validation/{region}/MAE"] for epoch in epochs), 3)
+def _mean(epochs: list[dict[str, float]], name: str) -> float:
+    return round(statistics.mean(epoch[f"validation/{name}"] for epoch in epochs), 3)

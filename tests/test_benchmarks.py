@@ -18,14 +18,26 @@ import torch
 from benchmarks import tables
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
+from benchmarks.evaluation import sample_sums
 from benchmarks.intervals import paired_difference
-from benchmarks.protocol import Record
+from benchmarks.protocol import Recipe, Record
 from benchmarks.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.store import COMMITTED, read_record, read_records, write_json
-from benchmarks.training import train
+from benchmarks.training import described_recipe, resolved_recipe, train
 
 ROOT = Path(__file__).parent.parent
-SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 512, "lr": 0.05}
+SHORT: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 512,
+    "lr": 0.01,
+    "retrain_epochs": 2,
+    "pretrained": False,
+}
+
+
+def short(dataset: str, **changes: Any) -> Recipe:
+    """Return a data set's recipe, so short that a miniature trains in a moment."""
+    return resolved_recipe(get_dataset(dataset), changes=SHORT | changes, normalized=False)
 
 
 def without_circumstances(record: Record) -> dict[str, Any]:
@@ -48,17 +60,30 @@ def test_every_method_runs_on_the_miniature_of_every_data_set(
     method: str, miniature: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, data = miniature
-    record = train(dataset, method, 0, folder=tmp_path, data=data, changes=SHORT)
-    epochs = SHORT["epochs"] * get_method(method).epochs_factor
-    steps = epochs * -(-len(get_dataset(dataset).load(data).train) // SHORT["batch_size"])
-    assert len(record.history) == record.recipe["epochs"] == epochs
+    recipe = short(dataset)
+    record = train(dataset, method, 0, recipe, folder=tmp_path, data=data)
+    about, epochs = get_dataset(dataset), record.recipe["stage_epochs"]
+    steps = sum(epochs) * -(-len(about.load(data).train) // recipe.batch_size)
     assert record.passes == steps * (2 if "sam" in method else 1)
-    validation = [epoch["validation/All/MAE"] for epoch in record.history]
-    assert record.best_epoch == int(np.argmin(validation))
-    for result in record.results.values():
-        assert result["regions"]["All"]["count"] == len(record.test_targets)
-        errors = np.abs(np.array(result["predictions"]) - np.array(record.test_targets))
-        assert result["regions"]["All"]["MAE"] == pytest.approx(errors.mean(), abs=1e-3)
+    assert [int(epoch["stage"]) for epoch in record.history] == [
+        stage for stage, number in enumerate(epochs) for _ in range(number)
+    ]
+    error = f"All/{about.metrics[0]}"
+    last_stage = [epoch[f"validation/{error}"] for epoch in record.history][-epochs[-1] :]
+    assert record.best_epoch == sum(epochs[:-1]) + int(np.argmin(last_stage))
+    for selection, result in record.results.items():
+        for region, row in result["regions"].items():
+            for metric in about.metrics:
+                sums, counts = sample_sums(record, about, selection, region, metric)
+                value = paired_difference(
+                    sums[None], np.zeros_like(sums)[None], counts, metric=metric
+                )[0]
+                # The GM of a reference without errors is 1, its logarithm's exponential.
+                value += metric == "GM"
+                assert row["count"] == counts.sum()
+                if counts.sum():
+                    # Predictions are stored with three decimals.
+                    assert row[metric] == pytest.approx(value, rel=1e-2, abs=1e-3)
     write_json(tmp_path / "record.json", record.to_dict())
     assert read_record(tmp_path / "record.json") == record
 
@@ -68,8 +93,8 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
     method: str, miniature: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, data = miniature
-    changes = SHORT | {"epochs": 4}
-    whole = train(dataset, method, 1, folder=tmp_path / "whole", data=data, changes=changes)
+    recipe = short(dataset, epochs=4)
+    whole = train(dataset, method, 1, recipe, folder=tmp_path / "whole", data=data)
     epochs = 0
 
     def stop_in_the_third_epoch() -> None:
@@ -78,10 +103,10 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
         if epochs == 3:
             raise KeyboardInterrupt
 
-    arguments: dict[str, Any] = {"folder": tmp_path / "part", "data": data, "changes": changes}
+    arguments: dict[str, Any] = {"folder": tmp_path / "part", "data": data}
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(dataset, method, 1, **arguments, after_epoch=stop_in_the_third_epoch)
-    resumed = train(dataset, method, 1, **arguments)
+        train(dataset, method, 1, recipe, **arguments, after_epoch=stop_in_the_third_epoch)
+    resumed = train(dataset, method, 1, recipe, **arguments)
     assert without_circumstances(resumed) == without_circumstances(whole)
 
 
@@ -90,7 +115,9 @@ def test_killed_command_goes_on_from_what_was_finished(
 ) -> None:
     dataset, data = miniature
     command = [sys.executable, "-m", "benchmarks", "run", dataset, "vanilla", "bsam", "--resume"]
-    command += ["--data", str(data), "--set", "epochs=3", "--set", "batch_size=512"]
+    command += ["--data", str(data)]
+    for change in ("epochs=3", "batch_size=512", "pretrained=false"):
+        command += ["--set", change]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
     subprocess.run([*command, "--records", str(whole)], check=True, **options)
@@ -122,7 +149,6 @@ def a_record(**changes: Any) -> Record:
         history=[{"validation/All/MAE": 1.0}],
         best_epoch=0,
         results={},
-        test_targets=[],
         passes=1,
         seconds=1.0,
         provenance={},
@@ -188,7 +214,7 @@ class TestRotatedDigits:
 
     def test_training_targets_follow_agedb(self) -> None:
         dataset, splits = get_dataset("rotated_digits"), self.splits()
-        counts = dataset.bins.counts(splits.train.tensors[1])
+        counts = dataset.bins.counts(splits.train_targets)
         agedb = torch.tensor(rotated_digits.AGEDB_COUNTS)
         assert sum(agedb) == 12208
         assert (counts - agedb * 3000 / 12208).abs().max() <= 0.5
@@ -196,7 +222,7 @@ class TestRotatedDigits:
     def test_validation_and_test_hold_every_target_equally_often(self) -> None:
         splits = self.splits()
         for split, each in ((splits.validation, 10), (splits.test, 20)):
-            assert torch.unique(split.tensors[1], return_counts=True)[1].tolist() == [each] * 101
+            assert torch.unique(split.targets, return_counts=True)[1].tolist() == [each] * 101
 
     def test_images_of_a_split_come_from_its_own_digits(self, monkeypatch: Any) -> None:
         # Each digit is one grey value, so that a rendered image tells which digit it shows.
@@ -205,7 +231,7 @@ class TestRotatedDigits:
 
         def render(digits: torch.Tensor, *rest: Any) -> Any:
             shown.append(set(digits[:, 0, 0, 0].tolist()))
-            return torch.utils.data.TensorDataset(digits)
+            return digits, torch.zeros(len(digits))
 
         monkeypatch.setattr(rotated_digits, "_read_digits", lambda root: values)
         monkeypatch.setattr(rotated_digits, "_render", render)
@@ -231,10 +257,10 @@ class TestRotatedDigits:
     def test_loading_twice_gives_the_same_data(self) -> None:
         first, second = self.splits(), self.splits()
         for name in ("train", "validation", "test"):
-            for a, b in zip(
-                getattr(first, name).tensors, getattr(second, name).tensors, strict=True
-            ):
-                assert torch.equal(a, b)
+            a, b = getattr(first, name), getattr(second, name)
+            assert torch.equal(a.inputs, b.inputs)
+            assert torch.equal(a.targets, b.targets)
+        assert first.checksum == second.checksum
 
 
 class TestIntervals:
@@ -243,25 +269,36 @@ class TestIntervals:
         shape = (40, 60)
         seeds, samples = (generator.normal(size=n) for n in shape)
         difference = 2 + seeds[:, None] + samples + generator.normal(size=shape)
-        value, low, high = paired_difference(100 + difference, np.full(shape, 100.0), metric="MAE")
+        value, low, high = paired_difference(
+            100 + difference, np.full(shape, 100.0), np.ones(60), metric="MAE"
+        )
         assert value == pytest.approx(difference.mean())
         error = np.sqrt(1 / 40 + 1 / 60 + 3 / 2400)
         assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.25)
 
     def test_equal_methods_differ_by_nothing(self) -> None:
         errors = np.random.default_rng(0).random((5, 30))
-        for metric in ("MAE", "GM"):
-            assert paired_difference(errors, errors, metric=metric) == (0, 0, 0)
+        for metric in ("MAE", "GM", "RMSE", "delta_1"):
+            assert paired_difference(errors, errors, np.ones(30), metric=metric) == (0, 0, 0)
 
     def test_gm_of_scaled_errors_scales(self) -> None:
-        errors = np.random.default_rng(0).random((3, 50)) + 1
-        value, low, high = paired_difference(2 * errors, errors, metric="GM")
-        assert value == pytest.approx(np.exp(np.log(errors).mean(axis=1)).mean())
+        logarithms = np.log(np.random.default_rng(0).random((3, 50)) + 1)
+        value, low, high = paired_difference(
+            logarithms + np.log(2), logarithms, np.ones(50), metric="GM"
+        )
+        assert value == pytest.approx(np.exp(logarithms.mean(axis=1)).mean())
         assert low < value < high
+
+    def test_rmse_pools_the_pixels_of_all_maps(self) -> None:
+        generator = np.random.default_rng(0)
+        counts = np.array([1.0, 10, 100])
+        squares = generator.random((2, 3)) * counts
+        value, _, _ = paired_difference(squares, 0 * squares, counts, metric="RMSE")
+        assert value == pytest.approx(np.sqrt(squares.sum(axis=1) / 111).mean())
 
     def test_other_samples_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(2, 4\)"):
-            paired_difference(np.ones((2, 3)), np.ones((2, 4)), metric="MAE")
+            paired_difference(np.ones((2, 3)), np.ones((2, 4)), np.ones(3), metric="MAE")
 
 
 class TestCommittedRecords:
@@ -274,9 +311,9 @@ class TestCommittedRecords:
         assert all(seeds[method][:5] == [0, 1, 2, 3, 4] for method in seeds)
 
     def test_records_are_of_the_recipe_in_the_code(self) -> None:
-        recipe = dataclasses.asdict(get_dataset("rotated_digits").recipe)
+        recipe = get_dataset("rotated_digits").recipe
         for method, runs in self.records().items():
-            expected = recipe | {"epochs": recipe["epochs"] * get_method(method).epochs_factor}
+            expected = described_recipe(recipe, get_method(method))
             assert all(run.recipe == expected for run in runs)
 
     def test_records_are_of_the_same_clean_code_and_data(self) -> None:
@@ -293,12 +330,17 @@ class TestCommittedRecords:
     def test_the_recipe_is_the_choice_of_the_tuning_records(self) -> None:
         choices = json.loads((COMMITTED / "rotated_digits" / "tuning.json").read_text())
         recipe = dataclasses.asdict(get_dataset("rotated_digits").recipe)
-        for name, methods in (("lr", ("vanilla", "sqinv")), ("rho", ("sam", "bsam"))):
+        for name, methods in (
+            ("lr", ("vanilla", "sqinv")),
+            ("rho", ("sam", "bsam")),
+            ("term_t", ("term",)),
+        ):
             error: dict[float, float] = {}
             for row in (row for method in methods for row in choices[method].values()):
-                value = row["recipe"][name]
+                value = row["recipe"].pop(name)
                 # rho is chosen among the runs with the chosen learning rate.
-                if row["recipe"] | {name: None} == recipe | {name: None} or name == "lr":
+                others = row["recipe"].keys() & recipe.keys() - {"term_t"}
+                if name == "lr" or all(row["recipe"][key] == recipe[key] for key in others):
                     error[value] = error.get(value, 0) + row["best"]["All"]
             assert len(error) > 2
             assert recipe[name] == min(error, key=error.__getitem__)

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.backbones import SmallResNet
+from benchmarks.data import Pair, in_memory
+from benchmarks.objectives import absolute_error
 from benchmarks.protocol import Dataset, Recipe, Splits
 
 FILE = "mnist_5k.csv.gz"
@@ -49,10 +50,11 @@ def load(root: Path | None) -> Splits:
     counts = torch.tensor(AGEDB_COUNTS) * TRAIN_SIZE / sum(AGEDB_COUNTS)
     train_targets = torch.arange(len(counts)).repeat_interleave(counts.round().int())
     targets = torch.tensor(TARGETS)
-    return Splits(
+    return in_memory(
         train=_render(digits[held_out:], train_targets, LABEL_NOISE, generator),
         validation=_render(validation, targets.repeat(VALIDATION_PER_TARGET), 0, generator),
         test=_render(test, targets.repeat(TEST_PER_TARGET), 0, generator),
+        bins=BINS,
     )
 
 
@@ -102,7 +104,7 @@ def _deskew(digits: Tensor) -> Tensor:
 
 def _render(
     digits: Tensor, targets: Tensor, label_noise: float, generator: torch.Generator
-) -> TensorDataset:
+) -> Pair:
     """Return one image a target: a digit rotated by it, under random conditions."""
     n = len(targets)
     rounds = -(-n // len(digits))
@@ -123,7 +125,7 @@ def _render(
     images += 0.15 * torch.randn(images.shape, generator=generator)
     # Eight bits, as a camera would keep them.
     images = (images.clamp(0, 1) * 255).round() / 255
-    return TensorDataset(images, targets.to(torch.float32))
+    return images, targets.to(torch.float32)
 
 
 def rotate(
@@ -168,19 +170,24 @@ DATASET = Dataset(
         "histogram of AgeDB-DIR (Yang et al., 2021)"
     ),
     target="Target (rotation / 1.2 degrees + 50)",
+    unit="target units",
     bins=BINS,
     regions=ShotRegions.from_counts(BINS, torch.tensor(AGEDB_COUNTS)),
+    counts={"train": torch.tensor(AGEDB_COUNTS)},
+    metrics=("MAE", "GM"),
+    criterion=absolute_error,
     recipe=Recipe(
         epochs=25,
         batch_size=128,
         lr=0.3,
-        momentum=0.9,
         weight_decay=1e-4,
         rho=0.8,
         rho_warmup_epochs=5,
+        term_t=0.01,
     ),
-    network=lambda: SmallResNet(offset=50.0, scale=1.0),
+    network=lambda recipe: SmallResNet(offset=50.0, scale=1.0),
     load=load,
     write_miniature=write_miniature,
     published="agedb_dir",
+    ours="everything but the target histogram, the regions and the methods",
 )

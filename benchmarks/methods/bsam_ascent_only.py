@@ -2,13 +2,13 @@
 
 from functools import partial
 
-from benchmarks.objectives import weighted_l1
+from benchmarks.objectives import weighted
 from benchmarks.optimizers import balanced_sam
 from benchmarks.protocol import Method
+from benchmarks.stages import whole
 
 METHOD = Method(
     title="BSAM, weights in the ascent only",
     summary="weights 1/sqrt(n) in the first pass only",
-    objective=weighted_l1("sqinv"),
-    optimizers=partial(balanced_sam, unweighted_descent=True),
+    stages=whole(weighted("sqinv"), partial(balanced_sam, unweighted_descent=True)),
 )

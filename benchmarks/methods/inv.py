@@ -1,12 +1,12 @@
 """INV: samples weighted by the inverse of their bin's count, one pass (Yang et al., 2021)."""
 
-from benchmarks.objectives import weighted_l1
-from benchmarks.optimizers import sgd
+from benchmarks.objectives import weighted
+from benchmarks.optimizers import base
 from benchmarks.protocol import Method
+from benchmarks.stages import whole
 
 METHOD = Method(
     title="INV",
     summary="weights 1/n, one pass",
-    objective=weighted_l1("inv"),
-    optimizers=sgd,
+    stages=whole(weighted("inv"), base),
 )

@@ -1,12 +1,12 @@
 """SAM on the unweighted loss (Foret et al., 2021)."""
 
-from benchmarks.objectives import weighted_l1
+from benchmarks.objectives import weighted
 from benchmarks.optimizers import balanced_sam
 from benchmarks.protocol import Method
+from benchmarks.stages import whole
 
 METHOD = Method(
     title="SAM",
     summary="loss unweighted, two passes",
-    objective=weighted_l1("none"),
-    optimizers=balanced_sam,
+    stages=whole(weighted("none"), balanced_sam),
 )

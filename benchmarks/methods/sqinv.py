@@ -1,12 +1,12 @@
 """SQINV: samples weighted by the inverse root of their bin's count (Yang et al., 2021)."""
 
-from benchmarks.objectives import weighted_l1
-from benchmarks.optimizers import sgd
+from benchmarks.objectives import weighted
+from benchmarks.optimizers import base
 from benchmarks.protocol import Method
+from benchmarks.stages import whole
 
 METHOD = Method(
     title="SQINV",
     summary="weights 1/sqrt(n), one pass",
-    objective=weighted_l1("sqinv"),
-    optimizers=sgd,
+    stages=whole(weighted("sqinv"), base),
 )

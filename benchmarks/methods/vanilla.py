@@ -1,12 +1,12 @@
 """Vanilla: the loss unweighted, one pass."""
 
-from benchmarks.objectives import weighted_l1
-from benchmarks.optimizers import sgd
+from benchmarks.objectives import weighted
+from benchmarks.optimizers import base
 from benchmarks.protocol import Method
+from benchmarks.stages import whole
 
 METHOD = Method(
     title="Vanilla",
     summary="loss unweighted, one pass",
-    objective=weighted_l1("none"),
-    optimizers=sgd,
+    stages=whole(weighted("none"), base),
 )
