@@ -64,8 +64,14 @@ def _make_weighted(
         dataset.bins,
         splits.train_counts,
         scheme=scheme,
-        smoothing=partial(smooth_counts, boundary=dataset.lds_boundary) if smoothed else None,
+        smoothing=partial(_smooth, dataset=dataset) if smoothed else None,
         clip=dataset.inv_clip if scheme == "inv" else None,
         normalize=recipe.normalized,
     )
     return WeightedLoss(dataset, weights)
+
+
+def _smooth(counts: Tensor, *, dataset: Dataset) -> Tensor:
+    """Return the effective counts of LDS; before the first bin of the range they stay 0."""
+    outside, inside = counts[: dataset.lds_first_bin], counts[dataset.lds_first_bin :]
+    return torch.cat([outside, smooth_counts(inside, boundary=dataset.lds_boundary)])

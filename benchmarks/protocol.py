@@ -127,6 +127,8 @@ class Dataset:
     lds_scheme: Literal["inv", "sqinv"] = "sqinv"
     """The weights that LDS takes of smoothed counts."""
     lds_boundary: Literal["zeros", "reflect"] = "zeros"
+    lds_first_bin: int = 0
+    """Where LDS begins to smooth; targets do not reach into the bins before."""
     mean_weight: float = 1.0
     """Mean of the raw SQINV weights over the training targets, by which ``normalize`` converts."""
     test_selection: bool = False
