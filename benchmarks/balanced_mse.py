@@ -15,6 +15,9 @@ from benchmarks.optimizers import adam, base
 from benchmarks.protocol import Dataset, Objective, Recipe, Splits, Stage
 from benchmarks.stages import after_vanilla, whole
 
+CONSTANTS = ("balanced_mse_epochs", "balanced_mse_lr", "noise_sigma", "noise_sigma_lr")
+"""What both use of a recipe."""
+
 
 class BalancedMSE(nn.Module, ABC):
     """The mean negative log-likelihood times twice the variance of the noise, held constant.

@@ -6,6 +6,7 @@ depth map, for each region, how many pixels count, the sum of their squared erro
 within a factor of 1.25.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,13 @@ class Evaluation:
         name = self._dataset.metrics[0]
         per_bin = errors.sqrt() if name == "RMSE" else errors
         names = ("predictions", *_MAP_METRICS.values())
+        regions = self._metrics.report().to_dict()
         return {
-            "regions": self._metrics.report().to_dict(),
-            "per_bin": {name: [None if e != e else round(e, 4) for e in per_bin.tolist()]},
+            "regions": {
+                region: {metric: or_none(value) for metric, value in row.items()}
+                for region, row in regions.items()
+            },
+            "per_bin": {name: [or_none(error, digits=4) for error in per_bin.tolist()]},
             "samples": {name: self._column(name) for name in names if name in self._names},
         }
 
@@ -100,6 +105,13 @@ class Evaluation:
             "squared": torch.where(masks, squared, 0.0).sum(pixels),
             "hits": (masks & hits).sum(pixels),
         }
+
+
+def or_none(value: float, *, digits: int | None = None) -> float | None:
+    """Return a number, rounded if asked to, or None for NaN and infinity, which JSON lacks."""
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)
 
 
 def sample_sums(

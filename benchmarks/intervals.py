@@ -1,5 +1,6 @@
 """Paired bootstrap intervals of the difference of two methods."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -29,7 +30,8 @@ def paired_difference(
         metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
 
     Returns:
-        Method minus reference, and the lower and upper end of the interval, in the metric's unit.
+        Method minus reference, and the lower and upper end of the interval, in the metric's unit;
+        NaN if there is no target.
 
     References:
         Owen (2007), `The pigeonhole bootstrap <https://arxiv.org/abs/0712.1111>`_.
@@ -39,15 +41,21 @@ def paired_difference(
             f"Expected two methods on the same seeds and samples, but got shapes {sums.shape} and "
             f"{reference.shape}."
         )
+    if not counts.sum():
+        return math.nan, math.nan, math.nan
     seeds, samples = sums.shape
     seed_draws, sample_draws = _shares(seeds, stream=0), _shares(samples, stream=1)
 
     def difference(draws: Array) -> Array:
-        means = [(part @ draws.T) / (counts @ draws.T) for part in (sums, reference)]
+        # A draw of samples of which none has a target says nothing.
+        targets = np.where(counts @ draws.T > 0, counts @ draws.T, np.nan)
+        means = [(part @ draws.T) / targets for part in (sums, reference)]
         method, other = (_OF_MEAN.get(metric, np.asarray)(mean) for mean in means)
         return method - other
 
-    low, high = np.quantile((seed_draws * difference(sample_draws).T).sum(axis=1), [0.025, 0.975])
+    low, high = np.nanquantile(
+        (seed_draws * difference(sample_draws).T).sum(axis=1), [0.025, 0.975]
+    )
     return float(difference(np.full((1, samples), 1 / samples)).mean()), float(low), float(high)
 
 

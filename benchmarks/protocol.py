@@ -53,6 +53,16 @@ class Recipe:
     """Whether the encoder starts from ImageNet weights, for the networks that have any."""
 
 
+CONSTANTS = frozenset(
+    {
+        *("rho", "rho_warmup_epochs", "term_t", "retrain_epochs", "retrain_lr"),
+        *("balanced_mse_epochs", "balanced_mse_lr", "noise_sigma", "noise_sigma_lr"),
+        "mixture_components",
+    }
+)
+"""Entries of a recipe that only some methods use, who name them."""
+
+
 class Split(Protocol):
     """A part of a data set: pairs of an input and a target.
 
@@ -168,6 +178,8 @@ class Method:
     summary: str
     stages: Callable[[Recipe], list[Stage]]
     """The parts of training, in their order."""
+    constants: tuple[str, ...] = ()
+    """Of ``CONSTANTS`` those that the method uses."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +190,10 @@ class Record:
     method: str
     seed: int
     recipe: dict[str, Any]
-    """The resolved recipe, and the epochs of each stage of the method."""
-    history: list[dict[str, float]]
-    """Per epoch: stage, training loss, and validation metrics per region."""
+    """The resolved recipe, as far as the method uses it, and the epochs of each stage."""
+    history: list[dict[str, float | None]]
+    """Per epoch: stage, training loss, and validation metrics per region; None where there is no
+    target or no finite value."""
     best_epoch: int
     """The entry of ``history`` of the last stage's best epoch by the overall validation error."""
     results: dict[str, Any]

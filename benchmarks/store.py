@@ -54,6 +54,10 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
         ]
         yield "{\n" + ",\n".join(entries) + f"\n{indent}}}"
     elif isinstance(value, list) and value and isinstance(value[0], dict):
-        yield "[\n" + ",\n".join(deeper + json.dumps(entry) for entry in value) + f"\n{indent}]"
+        yield (
+            "[\n"
+            + ",\n".join(deeper + json.dumps(entry, allow_nan=False) for entry in value)
+            + f"\n{indent}]"
+        )
     else:
-        yield json.dumps(value)
+        yield json.dumps(value, allow_nan=False)

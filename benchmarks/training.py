@@ -22,8 +22,18 @@ from torch.nn import functional
 
 from balanced_sam.torchmetrics import RegionMetrics
 from benchmarks.data import evaluation_batches, training_batches
-from benchmarks.evaluation import REGIONS, Evaluation
-from benchmarks.protocol import Dataset, Method, Recipe, Record, Split, Splits, Stage, normalize
+from benchmarks.evaluation import REGIONS, Evaluation, or_none
+from benchmarks.protocol import (
+    CONSTANTS,
+    Dataset,
+    Method,
+    Recipe,
+    Record,
+    Split,
+    Splits,
+    Stage,
+    normalize,
+)
 from benchmarks.provenance import provenance
 from benchmarks.registry import get_dataset, get_method
 
@@ -137,13 +147,14 @@ class History(Callback):
     """Keep what was logged after each epoch of a stage, through a resume as well."""
 
     def __init__(self, stage: int, after_epoch: Callable[[], None]) -> None:
-        self.epochs: list[dict[str, float]] = []
+        self.epochs: list[dict[str, float | None]] = []
         self._stage = stage
         self._after_epoch = after_epoch
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the epoch."""
-        logged = {name: round(v.item(), 5) for name, v in trainer.callback_metrics.items()}
+        values = trainer.callback_metrics.items()
+        logged = {name: or_none(value.item(), digits=5) for name, value in values}
         self.epochs.append({"stage": self._stage} | logged)
         self._after_epoch()
 
@@ -166,9 +177,11 @@ def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bo
 
 
 def described_recipe(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """Return the recipe and the epochs of each stage, for the record."""
-    stages = [stage.epochs for stage in method.stages(recipe)]
-    return dataclasses.asdict(recipe) | {"stage_epochs": stages}
+    """Return what the method uses of the recipe, and the epochs of each stage, for the record."""
+    entries = dataclasses.asdict(recipe)
+    for name in CONSTANTS - set(method.constants):
+        del entries[name]
+    return entries | {"stage_epochs": [stage.epochs for stage in method.stages(recipe)]}
 
 
 def train(
@@ -202,7 +215,7 @@ def train(
     start = time.monotonic()
     dataset, method = get_dataset(dataset_name), get_method(method_name)
     splits = dataset.load(data)
-    history: list[dict[str, float]] = []
+    history: list[dict[str, float | None]] = []
     passes = 0
     best: dict[str, Any] | None = None
     with _quiet():

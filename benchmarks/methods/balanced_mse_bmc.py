@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.balanced_mse import BalancedMSE, stages
+from benchmarks.balanced_mse import CONSTANTS, BalancedMSE, stages
 from benchmarks.protocol import Method
 
 GROUP_SIZE = 256
@@ -46,4 +46,5 @@ METHOD = Method(
     title="Balanced MSE (BMC)",
     summary="likelihood balanced by the other targets of the batch",
     stages=partial(stages, objective=BMC),
+    constants=CONSTANTS,
 )

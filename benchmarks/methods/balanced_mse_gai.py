@@ -9,7 +9,7 @@ import torch
 from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped]
 from torch import Tensor
 
-from benchmarks.balanced_mse import BalancedMSE, stages
+from benchmarks.balanced_mse import CONSTANTS, BalancedMSE, stages
 from benchmarks.protocol import Dataset, Method, Recipe, Splits
 
 FIT_SIZE = 200_000
@@ -74,4 +74,5 @@ METHOD = Method(
     title="Balanced MSE (GAI)",
     summary="likelihood balanced by a mixture of Gaussians fitted to the training targets",
     stages=partial(stages, objective=GAI),
+    constants=(*CONSTANTS, "mixture_components"),
 )

@@ -9,4 +9,5 @@ METHOD = Method(
     title="BSAM",
     summary="weights 1/sqrt(n) in both passes",
     stages=whole(weighted("sqinv"), balanced_sam),
+    constants=("rho", "rho_warmup_epochs"),
 )

@@ -11,4 +11,5 @@ METHOD = Method(
     title="BSAM, weights in the ascent only",
     summary="weights 1/sqrt(n) in the first pass only",
     stages=whole(weighted("sqinv"), partial(balanced_sam, unweighted_descent=True)),
+    constants=("rho", "rho_warmup_epochs"),
 )

@@ -11,4 +11,5 @@ METHOD = Method(
     title="BSAM, weights in the descent only",
     summary="weights 1/sqrt(n) in the second pass only",
     stages=whole(weighted("sqinv"), partial(balanced_sam, unweighted_ascent=True)),
+    constants=("rho", "rho_warmup_epochs"),
 )

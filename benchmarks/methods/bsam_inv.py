@@ -9,4 +9,5 @@ METHOD = Method(
     title="BSAM, INV weights",
     summary="weights 1/n in both passes",
     stages=whole(weighted("inv"), balanced_sam),
+    constants=("rho", "rho_warmup_epochs"),
 )

@@ -23,4 +23,5 @@ METHOD = Method(
     title="RRT",
     summary="vanilla, then the last layer anew with weights 1/sqrt(n)",
     stages=stages,
+    constants=("retrain_epochs", "retrain_lr"),
 )

@@ -9,4 +9,5 @@ METHOD = Method(
     title="SAM",
     summary="loss unweighted, two passes",
     stages=whole(weighted("none"), balanced_sam),
+    constants=("rho", "rho_warmup_epochs"),
 )

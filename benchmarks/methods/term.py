@@ -34,4 +34,5 @@ METHOD = Method(
     title="TERM",
     summary="exponentially tilted mean of the losses, one pass",
     stages=whole(TERM, base),
+    constants=("term_t",),
 )
