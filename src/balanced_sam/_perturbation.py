@@ -162,7 +162,7 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _clone(tensors: list[Tensor]) -> list[Tensor]:
-    """Return exact copies, in one call where torch has it (2.9 and newer)."""
+    """Return exact copies, in one call where torch has it."""
     if hasattr(torch, "_foreach_clone"):
         return list(torch._foreach_clone(tensors))
     return [tensor.clone() for tensor in tensors]
