@@ -1,7 +1,8 @@
-"""The command line: ``python -m benchmarks list | prepare | run | tune | table | plot``."""
+"""The command line: ``python -m benchmarks COMMAND``."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,28 @@ from typing import Any
 from benchmarks import registry
 from benchmarks.store import COMMITTED
 
-REGIONS = ("many", "medium", "few")
+Commands = Any  # argparse does not export the type of its subparsers
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Experiments.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_list, _add_prepare, _add_labels, _add_run, _add_tune, _add_table, _add_plot):
+        add(commands)
+    options = parser.parse_args(arguments)
     try:
         options.command(options)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; what Python flushes at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         sys.exit(f"benchmarks: {error}")
+
+
+def _add_list(commands: Commands) -> None:
+    parser = commands.add_parser("list", help="name the data sets and methods")
+    parser.set_defaults(command=_list)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -30,17 +43,67 @@ def _list(options: argparse.Namespace) -> None:
         print(f"  {name:20} {registry.get_method(name).summary}")
 
 
+def _add_prepare(commands: Commands) -> None:
+    parser = commands.add_parser("prepare", help="say where the data comes from, fetch, check it")
+    parser.add_argument("dataset")
+    _add_data(parser)
+    parser.set_defaults(command=_prepare)
+
+
 def _prepare(options: argparse.Namespace) -> None:
+    from benchmarks.prepare import prepare  # torch, which `list` needs not
+
+    prepare(registry.get_dataset(options.dataset), options.data)
+
+
+def _add_labels(commands: Commands) -> None:
+    parser = commands.add_parser("labels", help="draw and describe how the targets are distributed")
+    parser.add_argument("dataset")
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.set_defaults(command=_labels)
+
+
+def _labels(options: argparse.Namespace) -> None:
+    from benchmarks.labels import describe, train_counts
+    from benchmarks.plots import label_distribution
+
     dataset = registry.get_dataset(options.dataset)
-    print(dataset.title, f"Source: {dataset.source}", sep="\n")
-    for split, samples in vars(dataset.load(options.data)).items():
-        targets = samples.tensors[1]
-        regions = (f"{r} {int(dataset.regions.mask(targets, r).sum())}" for r in REGIONS)
-        print(f"{split}: {len(targets)} samples, {', '.join(regions)}")
+    counts = train_counts(dataset, options.data)
+    path = options.out / f"{options.dataset}_labels.png"
+    label_distribution(options.dataset, counts, path)
+    print(describe(dataset, counts), path, sep="\n\n")
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="train and test; one record a run")
+    parser.add_argument("dataset")
+    parser.add_argument("methods", nargs="+", metavar="method")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--resume", action="store_true", help="keep what is done, go on with it")
+    _add_data(parser)
+    _add_records(parser)
+    _add_jobs(parser)
+    parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
+    parser.add_argument("--precision", default="32-true", help="Lightning's name: bf16-mixed, ...")
+    parser.add_argument(
+        "--normalized",
+        action="store_true",
+        help="weights of mean 1, learning rate and weight decay converted",
+    )
+    parser.add_argument(
+        "--set",
+        type=_change,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change an entry of the recipe",
+    )
+    parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from benchmarks.running import Run, run_all  # torch and lightning, which `list` needs not
+    from benchmarks.running import Run, run_all
 
     runs = [
         Run(
@@ -60,6 +123,23 @@ def _run(options: argparse.Namespace) -> None:
     run_all(runs, jobs=options.jobs, resume=options.resume)
 
 
+def _add_tune(commands: Commands) -> None:
+    parser = commands.add_parser("tune", help="compare recipes on validation data alone")
+    parser.add_argument("dataset")
+    parser.add_argument("methods", nargs="+", metavar="method")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    _add_jobs(parser)
+    parser.add_argument(
+        "--grid",
+        type=_values,
+        action="append",
+        required=True,
+        metavar="NAME=VALUE,VALUE",
+        help="values of an entry of the recipe",
+    )
+    parser.set_defaults(command=_tune)
+
+
 def _tune(options: argparse.Namespace) -> None:
     from benchmarks.tuning import tune
 
@@ -71,6 +151,15 @@ def _tune(options: argparse.Namespace) -> None:
         path=COMMITTED / options.dataset / "tuning.json",
         jobs=options.jobs,
     )
+
+
+def _add_table(commands: Commands) -> None:
+    parser = commands.add_parser("table", help="records to Markdown tables")
+    parser.add_argument("datasets", nargs="*", metavar="dataset")
+    _add_records(parser)
+    parser.add_argument("--check", action="store_true", help="fail if a text's tables are stale")
+    parser.add_argument("--write", action="store_true", help="renew the tables in the texts")
+    parser.set_defaults(command=_table)
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -91,13 +180,40 @@ def _table(options: argparse.Namespace) -> None:
         print(tables.report(options.records, name))
 
 
-def _plot(options: argparse.Namespace) -> None:
-    from benchmarks.plots import error_by_target
+def _add_plot(commands: Commands) -> None:
+    parser = commands.add_parser("plot", help="records to pictures")
+    parser.add_argument("dataset")
+    parser.add_argument("--methods", nargs="+", metavar="method", help="which, in their order")
+    parser.add_argument("--selection", default="best_validation")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    _add_records(parser)
+    parser.set_defaults(command=_plot)
 
-    for name in options.datasets or registry.dataset_names():
-        path = options.out / f"{name}_error_by_target.png"
-        error_by_target(options.records, name, options.selection, path)
+
+def _plot(options: argparse.Namespace) -> None:
+    from benchmarks import plots
+
+    name = options.dataset
+    methods = tuple(options.methods or plots.METHODS)
+    path = options.out / f"{name}_error_by_target.png"
+    plots.error_by_target(options.records, name, options.selection, path, methods=methods)
+    print(path)
+    if plots.has_rho_sweep(name):
+        path = options.out / f"{name}_rho.png"
+        plots.rho_sweep(name, path)
         print(path)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder of the data; none: the embedded data")
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--records", type=Path, default=COMMITTED, help="folder of the records")
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -106,84 +222,15 @@ def _change(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected name=number, but got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected name=number or name=true, but got {text!r}"
+        ) from None
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
     """Return the entry of the recipe and the values that ``name=value,value`` tries."""
     name, _, values = text.partition("=")
     return name, [_change(f"{name}={value}")[1] for value in values.split(",")]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Experiments.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    listing = commands.add_parser("list", help="name the data sets and methods")
-    listing.set_defaults(command=_list)
-
-    prepare = commands.add_parser("prepare", help="say where the data comes from, and check it")
-    prepare.add_argument("dataset")
-    prepare.set_defaults(command=_prepare)
-
-    run = commands.add_parser("run", help="train and test; one record a run")
-    run.add_argument("dataset")
-    run.add_argument("methods", nargs="+", metavar="method")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0])
-    run.add_argument("--resume", action="store_true", help="keep what is done, go on with the rest")
-    run.set_defaults(command=_run)
-
-    tuning = commands.add_parser("tune", help="compare recipes on validation data alone")
-    tuning.add_argument("dataset")
-    tuning.add_argument("methods", nargs="+", metavar="method")
-    tuning.add_argument("--seeds", type=int, nargs="+", required=True)
-    tuning.add_argument(
-        "--grid",
-        type=_values,
-        action="append",
-        required=True,
-        metavar="NAME=VALUE,VALUE",
-        help="values of an entry of the recipe",
-    )
-    tuning.set_defaults(command=_tune)
-
-    for command in (prepare, run):
-        command.add_argument("--data", type=Path, help="folder of the data; none: embedded data")
-    run.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
-    run.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
-    run.add_argument(
-        "--normalized",
-        action="store_true",
-        help="weights of mean 1, learning rate and weight decay converted",
-    )
-    run.add_argument(
-        "--set",
-        type=_change,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change an entry of the recipe",
-    )
-    for command in (run, tuning):
-        command.add_argument("--jobs", type=int, default=1, help="runs at a time")
-
-    table = commands.add_parser("table", help="records to Markdown tables")
-    table.add_argument("datasets", nargs="*", metavar="dataset")
-    table.add_argument("--check", action="store_true", help="fail if a text's tables are stale")
-    table.add_argument("--write", action="store_true", help="renew the tables in the texts")
-    table.set_defaults(command=_table)
-
-    plot = commands.add_parser("plot", help="records to pictures")
-    plot.add_argument("datasets", nargs="*", metavar="dataset")
-    plot.add_argument("--selection", default="best_validation")
-    plot.add_argument("--out", type=Path, default=Path("docs/images"))
-    plot.set_defaults(command=_plot)
-
-    for command in (run, table, plot):
-        command.add_argument(
-            "--records", type=Path, default=COMMITTED, help="folder of the records"
-        )
-    return parser
 
 
 if __name__ == "__main__":

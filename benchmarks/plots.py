@@ -1,27 +1,40 @@
-"""Pictures made of records."""
+"""Pictures made of records and of label histograms."""
 
+import json
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from torch import Tensor
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
+from benchmarks.labels import train_counts
 from benchmarks.protocol import Dataset
 from benchmarks.registry import get_dataset, get_method
-from benchmarks.store import read_records
+from benchmarks.store import COMMITTED, read_records
 
+Array = NDArray[np.float64]
 WINDOW = 5
 METHODS = ("vanilla", "sqinv", "sam", "bsam")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {"vanilla": "#555555", "sqinv": "#E69F00", "sam": "#56B4E9", "bsam": "#D55E00"}
+OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
+LINES = {"All": "-", "Few": "--"}
 
 
-def error_by_target(root: Path, name: str, selection: str, path: Path) -> None:
+def error_by_target(
+    root: Path, name: str, selection: str, path: Path, *, methods: tuple[str, ...] = METHODS
+) -> None:
     """Draw the test error of each method against the target, the regions shaded.
 
     Args:
@@ -29,49 +42,140 @@ def error_by_target(root: Path, name: str, selection: str, path: Path) -> None:
         name: The data set.
         selection: ``"best_validation"`` or ``"last_epoch"``.
         path: Where the picture goes.
+        methods: Which methods, as far as they have records.
     """
     dataset, records = get_dataset(name), read_records(root, name)
-    methods = [method for method in METHODS if method in records]
+    drawn = [method for method in methods if method in records]
+    if not drawn:
+        raise ValueError(f"Expected records of one of {list(methods)} in {root / name}.")
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=[1, 3], layout="constrained"
     )
-    edges = dataset.bins.edges.numpy()
-    for axes in (top, bottom):
-        _shade(axes, dataset)
-    train_targets = dataset.load(None).train.tensors[1]
-    top.stairs(dataset.bins.counts(train_targets).numpy(), edges, fill=True, color="#0072B2")
-    top.set_ylabel("Training\nsamples", fontsize=9)
-    for method in methods:
-        runs = [run.results[selection]["mae_per_bin"] for run in records[method]]
-        errors = np.array(runs, dtype=float)
-        occupied = ~np.isnan(errors).any(axis=0)
-        centers = (edges[:-1] + edges[1:])[occupied] / 2
-        mean = _smooth(errors[:, occupied].mean(axis=0))
+    _histogram(top, dataset, train_counts(dataset, None))
+    _shade(bottom, dataset)
+    metric = dataset.metrics[0]
+    spare = iter(OTHER_COLORS * 3)
+    for method in drawn:
+        runs = [run.results[selection]["per_bin"][metric] for run in records[method]]
+        centers, errors = _over_bins(dataset, runs)
         label = f"{get_method(method).title} ({len(runs)} seeds)"
-        bottom.plot(centers, mean, label=label, color=COLORS[method], linewidth=1.8)
+        color = COLORS.get(method) or next(spare)
+        bottom.plot(centers, errors, label=label, color=color, linewidth=1.8)
     bottom.set_xlabel(dataset.target)
-    bottom.set_ylabel(f"Test MAE, target units\n(mean over {WINDOW} bins)")
-    bottom.set_xlim(centers[0] - 0.5, centers[-1] + 0.5)
+    bottom.set_ylabel(f"Test {metric}, {dataset.unit}\n(mean over {WINDOW} bins)")
+    bottom.set_xlim(centers[0], centers[-1])
     bottom.set_ylim(bottom=0)
-    handles, labels = bottom.get_legend_handles_labels()
-    patches = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="#999999") for c in SHADES.values()
-    ]
-    names = [f"{region.capitalize()}-shot" for region in SHADES]
-    bottom.legend(handles + patches, labels + names, ncols=2, fontsize=8, loc="upper center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)
+    _legend(bottom)
+    _save(figure, path)
+
+
+def label_distribution(name: str, counts: Tensor, path: Path) -> None:
+    """Draw how many training targets each bin has, the regions shaded (Figures S1 to S3)."""
+    dataset = get_dataset(name)
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    _histogram(axes, dataset, counts)
+    axes.set_ylabel("Training targets per bin")
+    axes.set_xlabel(dataset.target)
+    axes.set_title(dataset.title, fontsize=11)
+    _legend(axes, place="upper right")
+    _save(figure, path)
+
+
+def rho_sweep(name: str, path: Path) -> None:
+    """Draw the validation error against rho, of the tuning runs with the recipe's other entries."""
+    dataset = get_dataset(name)
+    choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for method in ("sam", "bsam"):
+        rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
+        for region, line in LINES.items():
+            axes.plot(
+                [row["rho"] for row in rows],
+                [row[region] for row in rows],
+                line,
+                marker="o",
+                markersize=4,
+                color=COLORS[method],
+                label=f"{get_method(method).title}, {region}",
+            )
+    axes.axvline(dataset.recipe.rho, color="#999999", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    ticks = sorted({row["rho"] for row in rows})
+    axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("rho (the line marks the recipe's)")
+    axes.set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def has_rho_sweep(name: str) -> bool:
+    """Return whether the tuning records of a data set try several rho."""
+    path = COMMITTED / name / "tuning.json"
+    if not path.exists():
+        return False
+    rows = _sweep(get_dataset(name), json.loads(path.read_text()).get("bsam", {}))
+    return len(rows) > 1
+
+
+def _sweep(dataset: Dataset, choices: dict[str, Any]) -> list[dict[str, float]]:
+    """Return rho and the validation errors of what differs from the recipe in rho alone."""
+    rows = []
+    for row in choices.values():
+        tried = row["recipe"]
+        if all(tried[name] == getattr(dataset.recipe, name) for name in ("lr", "epochs")):
+            rows.append({"rho": tried["rho"]} | row["best"])
+    return rows
+
+
+def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:
+    """Draw the counts per bin."""
+    _shade(axes, dataset)
+    edges = dataset.bins.edges.numpy()
+    axes.stairs(counts.numpy(), edges, fill=True, color="#0072B2")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    occupied = np.flatnonzero(counts.numpy())
+    axes.set_xlim(edges[occupied[0]], edges[occupied[-1] + 1])
+    axes.set_ylabel("Training\ntargets", fontsize=9)
+
+
+def _over_bins(dataset: Dataset, runs: list[list[float | None]]) -> tuple[Array, Array]:
+    """Return the centres of the bins that all runs tested, and the mean error, smoothed."""
+    edges = dataset.bins.edges.double().numpy()
+    errors = np.array(runs, dtype=float)
+    occupied = ~np.isnan(errors).any(axis=0)
+    centers = (edges[:-1] + edges[1:])[occupied] / 2
+    return centers, _smooth(errors[:, occupied].mean(axis=0))
 
 
 def _shade(axes: Axes, dataset: Dataset) -> None:
     """Colour the background by region."""
-    edges = dataset.bins.edges.tolist()
-    for left, right, label in zip(edges, edges[1:], dataset.regions.labels, strict=False):
-        axes.axvspan(left, right, color=SHADES[label], linewidth=0)
+    edges, start = dataset.bins.edges.tolist(), 0
+    for label, bins in groupby(dataset.regions.labels):
+        end = start + len(list(bins))
+        axes.axvspan(edges[start], edges[end], color=SHADES[label], linewidth=0)
+        start = end
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _legend(axes: Axes, *, place: str = "best") -> None:
+    """Add a legend of the lines, if any, and of the regions."""
+    handles, labels = axes.get_legend_handles_labels()
+    patches = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="#999999") for c in SHADES.values()
+    ]
+    names = [f"{region.capitalize()}-shot" for region in SHADES]
+    axes.legend(handles + patches, labels + names, ncols=2 if handles else 1, fontsize=8, loc=place)
+
+
+def _smooth(values: Array) -> Array:
     """Return the mean over a window, narrower at the ends."""
     ones = np.ones(WINDOW)
-    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+    sums: Array = np.convolve(values, ones, "same")
+    return sums / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)

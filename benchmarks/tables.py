@@ -1,122 +1,157 @@
 """Tables in Markdown, made of records, and written into texts between markers."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.intervals import Array, paired_difference
+from benchmarks.evaluation import REGIONS, Array, sample_sums
+from benchmarks.intervals import paired_difference
 from benchmarks.protocol import Record
-from benchmarks.registry import get_dataset, get_method
+from benchmarks.registry import get_dataset, get_method, method_names
 from benchmarks.store import COMMITTED, read_records
 
-REGIONS = ("All", "Many", "Med.", "Few")
-ORDER = ("vanilla", "inv", "sqinv", "sqinv_twice", "sam", "bsam")
+ALL_REGIONS = ("All", *REGIONS)
+ORDER = (
+    *("vanilla", "inv", "sqinv", "sqinv_twice", "lds", "focal_r", "rrt", "term"),
+    *("balanced_mse_gai", "balanced_mse_bmc", "sam", "bsam", "bsam_ascent_only"),
+    *("bsam_descent_only", "bsam_inv"),
+)
 REFERENCES = ("vanilla", "sqinv")
+CLAIMS = (("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam"), ("bsam_inv", "inv"))
+"""The comparisons that the library stands or falls with."""
 SELECTIONS = {
-    "best_validation": "epoch with the lowest validation MAE",
+    "best_validation": "epoch with the lowest validation error",
     "last_epoch": "last epoch",
+    "best_test": "epoch with the lowest test error, as in the literature",
 }
+DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
 TEXTS = (Path("README.md"), Path("docs/results.md"))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
+Records = dict[str, list[Record]]
 
 
-def summary(root: Path, dataset: str, selection: str, metric: str) -> str:
-    """Return mean ± standard deviation over seeds per method and region, in target units."""
+def summary(root: Path, dataset: str, selection: str, metric: str, methods: str = "") -> str:
+    """Return mean ± standard deviation over seeds, the published figures beside them.
+
+    ``methods`` are names with commas between; all that have records if it is empty.
+    """
     records = read_records(root, dataset)
-    rows = [["Method", "Seeds", "Passes", *REGIONS]]
-    for method in _ordered(records):
+    paper = _published(get_dataset(dataset).published)
+    beside = paper["metric"] == metric
+    heads = [f"{paper['title']}, {region}" for region in ("All", "Few")] if beside else []
+    rows = [["Method", "Seeds", "Passes", *ALL_REGIONS, *heads]]
+    for method in methods.split(",") if methods else _ordered(records):
         runs = records[method]
-        cells = [_mean_and_deviation(runs, selection, region, metric) for region in REGIONS]
+        cells = [_mean_and_deviation(runs, selection, region, metric) for region in ALL_REGIONS]
+        if beside:
+            values = paper["rows"].get(method, [None] * 4)
+            cells += [_figure(values[0]), _figure(values[3])]
         rows.append([get_method(method).title, str(len(runs)), f"{runs[0].passes:,}", *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def differences(root: Path, dataset: str, selection: str, metric: str, reference: str) -> str:
     """Return each method's paired difference to a reference, with its 95 % interval."""
     records = read_records(root, dataset)
-    rows = [[f"Difference to {get_method(reference).title}", *REGIONS]]
+    rows = [[f"Difference to {get_method(reference).title}", "Seeds", *ALL_REGIONS]]
     for method in _ordered(records):
-        if method != reference:
+        if method != reference and _common_seeds(records, method, reference):
             cells = [
-                difference(records, method, reference, selection, region, metric)
-                for region in REGIONS
+                _difference_cell(records, method, reference, selection, region, metric)
+                for region in ALL_REGIONS
             ]
-            rows.append([get_method(method).title, *cells])
-    return _markdown(rows)
+            seeds = len(_common_seeds(records, method, reference))
+            rows.append([get_method(method).title, str(seeds), *cells])
+    return markdown(rows)
+
+
+def claims(root: Path, dataset: str, selection: str) -> str:
+    """Return what BSAM gains over its controls, and whether the gain survives its interval."""
+    records, metric = read_records(root, dataset), get_dataset(dataset).metrics[0]
+    rows = [["Comparison", "Seeds"]]
+    for region in ("All", "Few"):
+        rows[0] += [f"{metric}, {region}", "Relative", "Survives"]
+    for method, reference in CLAIMS:
+        seeds = _common_seeds(records, method, reference)
+        if not seeds:
+            continue
+        row = [f"{get_method(method).title} − {get_method(reference).title}", str(len(seeds))]
+        for region in ("All", "Few"):
+            row += _claim(records, method, reference, selection, region, metric)
+        rows.append(row)
+    rows += _published_claims(dataset, selection)
+    return markdown(rows)
 
 
 def published(name: str) -> str:
     """Return the published figures of a data set, with their source."""
-    table = json.loads((COMMITTED / "published.json").read_text())[name]
-    rows = [["Published, " + table["title"], *REGIONS]]
-    rows += [[method, *(f"{value:.3f}" for value in row)] for method, row in table["rows"].items()]
-    return _markdown(rows) + f"\n\nSource: {table['source']}"
+    table = _published(name)
+    rows = [[f"Published, {table['title']}, {table['metric']} in {table['unit']}", *ALL_REGIONS]]
+    for method, values in table["rows"].items():
+        title = get_method(method).title if method in method_names() else method
+        rows.append([title, *map(_figure, values)])
+    return markdown(rows) + f"\n\nSource: {table['source']}"
 
 
 def difference(
-    records: dict[str, list[Record]],
-    method: str,
-    reference: str,
-    selection: str,
-    region: str,
-    metric: str,
-) -> str:
-    """Return the paired difference over the seeds both have, bold if its interval leaves out 0."""
-    ours = {run.seed: run for run in records[method]}
-    theirs = {run.seed: run for run in records[reference]}
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return ""
-    value, low, high = paired_difference(
-        _errors([ours[seed] for seed in seeds], selection, region),
-        _errors([theirs[seed] for seed in seeds], selection, region),
-        metric=metric,
-    )
-    cell = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
-    return f"**{cell}**" if low > 0 or high < 0 else cell
+    records: Records, method: str, reference: str, selection: str, region: str, metric: str
+) -> tuple[float, float, float]:
+    """Return the paired difference over the seeds that both have, and its 95 % interval."""
+    seeds = _common_seeds(records, method, reference)
+    parts = []
+    for name in (method, reference):
+        runs = {run.seed: run for run in records[name]}
+        sums, counts = _sums([runs[seed] for seed in seeds], selection, region, metric)
+        parts.append(sums)
+    return paired_difference(*parts, counts, metric=metric)
 
 
 def tuning(dataset: str) -> str:
     """Return the validation errors that the recipe was chosen by."""
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
-    rows = [
-        [
-            "Method",
-            "Setting",
-            "Seeds",
-            *(f"{e}, {r}" for e in ("Best", "Last") for r in ("All", "Few")),
-        ]
-    ]
+    decimals = DECIMALS[get_dataset(dataset).metrics[0]]
+    columns = [(epoch, region) for epoch in ("best", "last") for region in ("All", "Few")]
+    rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {r}" for e, r in columns)]]
     for method in sorted(choices, key=_order):
         for name, row in choices[method].items():
-            cells = [
-                _cell(row[epoch][region]) for epoch in ("best", "last") for region in ("All", "Few")
-            ]
+            cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]
             rows.append([get_method(method).title, name, str(len(row["seeds"])), *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def report(root: Path, dataset: str) -> str:
+def report(root: Path, name: str) -> str:
     """Return all tables of a data set."""
-    title, records = get_dataset(dataset).title, read_records(root, dataset)
-    parts = [f"# {title}, in target units"]
+    dataset, records = get_dataset(name), read_records(root, name)
+    parts = [f"# {dataset.title}, in {dataset.unit}"]
+    if dataset.ours:
+        parts += [f"Our own choice, as the literature gives none: {dataset.ours}."]
+    if runs := [run for group in records.values() for run in group]:
+        scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
+        parts += [f"Weights of {scale}."]
     for selection, words in SELECTIONS.items():
-        for metric in ("MAE", "GM"):
-            parts += [f"## {metric}, {words}", summary(root, dataset, selection, metric)]
+        if not any(selection in run.results for run in runs):
+            continue
+        for metric in dataset.metrics:
+            parts += [f"## {metric}, {words}", summary(root, name, selection, metric)]
             parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
             parts += [
-                differences(root, dataset, selection, metric, reference)
+                differences(root, name, selection, metric, reference)
                 for reference in REFERENCES
                 if reference in records
             ]
-    parts += ["## Published, on other data: for orientation, not for comparison"]
-    parts += [published(get_dataset(dataset).published)]
-    return "\n\n".join(parts)
+        parts += ["Whether the gain of BSAM survives its interval:", claims(root, name, selection)]
+    paper = _published(dataset.published)
+    if dataset.published != name:
+        parts += ["## Published, on other data: for orientation, not for comparison"]
+    else:
+        parts += [f"## Published, {paper['title']}"]
+    return "\n\n".join([*parts, published(dataset.published)])
 
 
 def fill(text: str) -> str:
@@ -130,6 +165,7 @@ def fill(text: str) -> str:
     functions: dict[str, Callable[..., str]] = {
         "summary": lambda *arguments: summary(COMMITTED, *arguments),
         "differences": lambda *arguments: differences(COMMITTED, *arguments),
+        "claims": lambda *arguments: claims(COMMITTED, *arguments),
         "published": published,
         "tuning": tuning,
     }
@@ -141,8 +177,44 @@ def fill(text: str) -> str:
     return _BLOCK.sub(replace, text)
 
 
-def _ordered(records: dict[str, list[Record]]) -> list[str]:
-    """Return the methods, the well-known ones first."""
+def _published(name: str) -> dict[str, Any]:
+    """Return an entry of the published figures."""
+    entry: dict[str, Any] = json.loads((COMMITTED / "published.json").read_text())[name]
+    return entry
+
+
+def _published_claims(dataset: str, selection: str) -> list[list[str]]:
+    """Return the rows of what others found for BSAM against SQINV."""
+    rows = []
+    for name in (get_dataset(dataset).published, f"{dataset}_trial"):
+        entry = json.loads((COMMITTED / "published.json").read_text()).get(name, {})
+        gains = entry.get("gains", {}).get(selection)
+        if {"bsam", "sqinv"} <= entry.get("rows", {}).keys():
+            pairs = zip(entry["rows"]["bsam"], entry["rows"]["sqinv"], strict=True)
+            relative = [100 * (a / b - 1) if a and b else None for a, b in pairs]
+            gains = [relative[0], relative[3]]
+        if gains:
+            cells = [part for gain in gains for part in ("", _percent(gain), "")]
+            rows.append([f"BSAM − SQINV: {entry['title']}", "", *cells])
+    return rows
+
+
+def _claim(
+    records: Records, method: str, reference: str, selection: str, region: str, metric: str
+) -> list[str]:
+    """Return the difference, the same in percent of the reference, and whether it survives."""
+    value, low, high = difference(records, method, reference, selection, region, metric)
+    if not math.isfinite(value):
+        return ["none", "", ""]
+    seeds = _common_seeds(records, method, reference)
+    runs = [run for run in records[reference] if run.seed in seeds]
+    mean = statistics.mean(run.results[selection]["regions"][region][metric] for run in runs)
+    cell = _interval(value, low, high, metric)
+    return [cell, _percent(100 * value / mean), "yes" if high < 0 else "no"]
+
+
+def _ordered(records: Records) -> list[str]:
+    """Return the methods in the order of the tables."""
     return sorted(records, key=_order)
 
 
@@ -150,28 +222,55 @@ def _order(method: str) -> tuple[int, str]:
     return (ORDER.index(method) if method in ORDER else len(ORDER), method)
 
 
+def _common_seeds(records: Records, method: str, reference: str) -> list[int]:
+    """Return the seeds of which both methods have a record."""
+    ours, theirs = ({run.seed for run in records.get(name, [])} for name in (method, reference))
+    return sorted(ours & theirs)
+
+
 def _mean_and_deviation(runs: list[Record], selection: str, region: str, metric: str) -> str:
     values = [run.results[selection]["regions"][region][metric] for run in runs]
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    if None in values:
+        return "none"
+    decimals = DECIMALS[metric]
+    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def _errors(runs: list[Record], selection: str, region: str) -> Array:
-    """Return the absolute errors of a region's test samples, shape ``(seeds, samples)``."""
-    targets = np.array(runs[0].test_targets)
-    errors = np.abs(np.array([run.results[selection]["predictions"] for run in runs]) - targets)
-    if region == "All":
-        return errors
-    name = {"Many": "many", "Med.": "medium", "Few": "few"}[region]
-    mask = get_dataset(runs[0].dataset).regions.mask(torch.from_numpy(targets), name)
-    return errors[:, mask.numpy()]
+def _sums(runs: list[Record], selection: str, region: str, metric: str) -> tuple[Array, Array]:
+    """Return what the test samples of a region add to a metric, shapes ``(seeds, N), (N,)``."""
+    dataset = get_dataset(runs[0].dataset)
+    pairs = [sample_sums(run, dataset, selection, region, metric) for run in runs]
+    return np.stack([sums for sums, _ in pairs]), pairs[0][1]
 
 
-def _cell(value: float) -> str:
-    return f"{value:.2f}"
+def _difference_cell(records: Records, *arguments: str) -> str:
+    """Return the paired difference, bold if its interval leaves out 0."""
+    value, low, high = difference(records, *arguments)
+    if not math.isfinite(value):
+        return "none"
+    cell = _interval(value, low, high, arguments[-1])
+    return f"**{cell}**" if low > 0 or high < 0 else cell
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def _interval(value: float, low: float, high: float, metric: str) -> str:
+    decimals = DECIMALS[metric]
+    return _minus(f"{value:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else _minus(f"{value:+.1f} %")
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def markdown(rows: list[list[str]]) -> str:
     """Return the rows as a Markdown table whose columns are aligned in plain text, too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from benchmarks import tables
 from benchmarks.__main__ import main
@@ -26,6 +29,7 @@ from benchmarks.store import COMMITTED, read_record, read_records, write_json
 from benchmarks.training import described_recipe, resolved_recipe, train
 
 ROOT = Path(__file__).parent.parent
+LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
 SHORT: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 512,
@@ -35,9 +39,12 @@ SHORT: dict[str, Any] = {
 }
 
 
-def short(dataset: str, **changes: Any) -> Recipe:
+def short(name: str, **changes: Any) -> Recipe:
     """Return a data set's recipe, so short that a miniature trains in a moment."""
-    return resolved_recipe(get_dataset(dataset), changes=SHORT | changes, normalized=False)
+    dataset = get_dataset(name)
+    if dataset.recipe.balanced_mse_epochs:
+        changes |= {"balanced_mse_epochs": 2}
+    return resolved_recipe(dataset, changes=SHORT | changes, normalized=False)
 
 
 def without_circumstances(record: Record) -> dict[str, Any]:
@@ -45,6 +52,21 @@ def without_circumstances(record: Record) -> dict[str, Any]:
     values = record.to_dict()
     del values["seconds"], values["provenance"]
     return values
+
+
+class TinyNetwork(nn.Module):
+    """One layer over pictures of half the size: a number each, or a map."""
+
+    def __init__(self, *, maps: bool) -> None:
+        super().__init__()
+        self.maps = maps
+        self.norm = nn.BatchNorm2d(3)
+        self.head: nn.Module = nn.Conv2d(3, 1, 1) if maps else nn.Linear(3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.norm(functional.avg_pool2d(images, 2))
+        output = self.head(features if self.maps else features.mean((2, 3)))
+        return output[:, 0]
 
 
 @pytest.fixture(scope="module", params=dataset_names())
@@ -55,11 +77,23 @@ def miniature(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[st
     return request.param, root
 
 
+@pytest.fixture
+def quick(miniature: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """Return the miniature; networks that are large are small for the test."""
+    name, _ = miniature
+    dataset = get_dataset(name)
+    if name in LARGE:
+        maps = dataset.metrics[0] == "RMSE"
+        dataset = dataclasses.replace(dataset, network=lambda recipe: TinyNetwork(maps=maps))
+    monkeypatch.setattr("benchmarks.training.get_dataset", lambda _: dataset)
+    return miniature
+
+
 @pytest.mark.parametrize("method", method_names())
 def test_every_method_runs_on_the_miniature_of_every_data_set(
-    method: str, miniature: tuple[str, Path], tmp_path: Path
+    method: str, quick: tuple[str, Path], tmp_path: Path
 ) -> None:
-    dataset, data = miniature
+    dataset, data = quick
     recipe = short(dataset)
     record = train(dataset, method, 0, recipe, folder=tmp_path, data=data)
     about, epochs = get_dataset(dataset), record.recipe["stage_epochs"]
@@ -71,29 +105,35 @@ def test_every_method_runs_on_the_miniature_of_every_data_set(
     error = f"All/{about.metrics[0]}"
     last_stage = [epoch[f"validation/{error}"] for epoch in record.history][-epochs[-1] :]
     assert record.best_epoch == sum(epochs[:-1]) + int(np.argmin(last_stage))
-    for selection, result in record.results.items():
-        for region, row in result["regions"].items():
-            for metric in about.metrics:
-                sums, counts = sample_sums(record, about, selection, region, metric)
-                value = paired_difference(
-                    sums[None], np.zeros_like(sums)[None], counts, metric=metric
-                )[0]
-                # The GM of a reference without errors is 1, its logarithm's exponential.
-                value += metric == "GM"
-                assert row["count"] == counts.sum()
-                if counts.sum():
-                    # Predictions are stored with three decimals.
-                    assert row[metric] == pytest.approx(value, rel=1e-2, abs=1e-3)
     write_json(tmp_path / "record.json", record.to_dict())
     assert read_record(tmp_path / "record.json") == record
 
 
-@pytest.mark.parametrize("method", ["sqinv", "bsam"])
+def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_path: Path) -> None:
+    name, data = quick
+    dataset = get_dataset(name)
+    record = train(name, "sqinv", 0, short(name), folder=tmp_path, data=data)
+    assert ("best_test" in record.results) == dataset.test_selection
+    for selection, result in record.results.items():
+        for region, row in result["regions"].items():
+            for metric in dataset.metrics:
+                sums, counts = sample_sums(record, dataset, selection, region, metric)
+                assert row["count"] == counts.sum()
+                if counts.sum() == 0:
+                    assert row[metric] is None
+                    continue
+                of_mean = {"GM": math.exp, "RMSE": math.sqrt}.get(metric, float)
+                value = of_mean(sums.sum() / counts.sum())
+                # Predictions are stored with three decimals.
+                assert row[metric] == pytest.approx(value, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["sqinv", "rrt", "bsam", "balanced_mse_bmc"])
 def test_a_run_stopped_after_an_epoch_resumes_exactly(
-    method: str, miniature: tuple[str, Path], tmp_path: Path
+    method: str, quick: tuple[str, Path], tmp_path: Path
 ) -> None:
-    dataset, data = miniature
-    recipe = short(dataset, epochs=4)
+    dataset, data = quick
+    recipe = short(dataset, epochs=4, batch_size=16)
     whole = train(dataset, method, 1, recipe, folder=tmp_path / "whole", data=data)
     epochs = 0
 
@@ -110,32 +150,37 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
     assert without_circumstances(resumed) == without_circumstances(whole)
 
 
-def test_killed_command_goes_on_from_what_was_finished(
-    miniature: tuple[str, Path], tmp_path: Path
-) -> None:
-    dataset, data = miniature
-    command = [sys.executable, "-m", "benchmarks", "run", dataset, "vanilla", "bsam", "--resume"]
-    command += ["--data", str(data)]
-    for change in ("epochs=3", "batch_size=512", "pretrained=false"):
-        command += ["--set", change]
+@pytest.mark.parametrize("name", LARGE)
+def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
+    get_dataset(name).write_miniature(tmp_path / "data")
+    recipe = short(name, epochs=1)
+    record = train(name, "bsam", 0, recipe, folder=tmp_path / "run", data=tmp_path / "data")
+    assert np.isfinite(record.results["last_epoch"]["regions"]["All"][get_dataset(name).metrics[0]])
+
+
+@pytest.mark.parametrize("name", ["rotated_digits", "agedb_dir"])
+def test_killed_command_goes_on_from_what_was_finished(name: str, tmp_path: Path) -> None:
+    get_dataset(name).write_miniature(tmp_path / "data")
+    command = [sys.executable, "-m", "benchmarks", "run", name, "vanilla", "bsam", "--resume"]
+    command += ["--data", str(tmp_path / "data"), "--set", "epochs=2", "--set", "batch_size=512"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
     subprocess.run([*command, "--records", str(whole)], check=True, **options)
     process = subprocess.Popen([*command, "--records", str(killed)], **options)
-    first = killed / dataset / "vanilla" / "seed-0.json"
+    first = killed / name / "vanilla" / "seed-0.json"
     while not first.exists():
         assert process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (killed / dataset / "bsam" / "seed-0.json").exists()
+    assert not (killed / name / "bsam" / "seed-0.json").exists()
     kept = first.read_text()
     subprocess.run([*command, "--records", str(killed)], check=True, **options)
     assert first.read_text() == kept
     for method in ("vanilla", "bsam"):
-        name = Path(dataset) / method / "seed-0.json"
-        expected = without_circumstances(read_record(whole / name))
-        assert without_circumstances(read_record(killed / name)) == expected
+        path = Path(name) / method / "seed-0.json"
+        expected = without_circumstances(read_record(whole / path))
+        assert without_circumstances(read_record(killed / path)) == expected
 
 
 def a_record(**changes: Any) -> Record:
@@ -296,6 +341,16 @@ class TestIntervals:
         value, _, _ = paired_difference(squares, 0 * squares, counts, metric="RMSE")
         assert value == pytest.approx(np.sqrt(squares.sum(axis=1) / 111).mean())
 
+    def test_without_a_target_there_is_no_difference(self) -> None:
+        nothing = np.zeros((2, 3))
+        assert np.isnan(paired_difference(nothing, nothing, np.zeros(3), metric="RMSE")).all()
+
+    def test_samples_without_targets_do_not_matter(self) -> None:
+        sums, counts = np.array([[2.0, 0, 0, 0], [3.0, 0, 0, 0]]), np.array([1.0, 0, 0, 0])
+        value, low, high = paired_difference(sums, 0 * sums, counts, metric="MAE")
+        assert value == 2.5
+        assert (low, high) == (2, 3)
+
     def test_other_samples_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(2, 4\)"):
             paired_difference(np.ones((2, 3)), np.ones((2, 4)), np.ones(3), metric="MAE")
@@ -314,7 +369,8 @@ class TestCommittedRecords:
         recipe = get_dataset("rotated_digits").recipe
         for method, runs in self.records().items():
             expected = described_recipe(recipe, get_method(method))
-            assert all(run.recipe == expected for run in runs)
+            for run in runs:
+                assert {name: run.recipe[name] for name in expected} == expected
 
     def test_records_are_of_the_same_clean_code_and_data(self) -> None:
         runs = [run for group in self.records().values() for run in group]
@@ -334,13 +390,14 @@ class TestCommittedRecords:
             ("lr", ("vanilla", "sqinv")),
             ("rho", ("sam", "bsam")),
             ("term_t", ("term",)),
+            ("retrain_lr", ("rrt",)),
+            ("balanced_mse_lr", ("balanced_mse_gai", "balanced_mse_bmc")),
         ):
             error: dict[float, float] = {}
             for row in (row for method in methods for row in choices[method].values()):
                 value = row["recipe"].pop(name)
-                # rho is chosen among the runs with the chosen learning rate.
-                others = row["recipe"].keys() & recipe.keys() - {"term_t"}
-                if name == "lr" or all(row["recipe"][key] == recipe[key] for key in others):
+                # The others are chosen among the runs with the chosen learning rate.
+                if name == "lr" or row["recipe"]["lr"] == recipe["lr"]:
                     error[value] = error.get(value, 0) + row["best"]["All"]
             assert len(error) > 2
             assert recipe[name] == min(error, key=error.__getitem__)

@@ -31,7 +31,7 @@ AGEDB_COUNTS: list[int] = json.loads(Path(__file__).with_name("agedb_counts.json
     "train"
 ]
 TARGETS = range(1, 102)
-TRAIN_SIZE = 3000
+TRAIN_COUNTS = (torch.tensor(AGEDB_COUNTS) * 3000 / sum(AGEDB_COUNTS)).round().int()
 HELD_OUT = 0.2
 VALIDATION_PER_TARGET = 10
 TEST_PER_TARGET = 20
@@ -47,8 +47,7 @@ def load(root: Path | None) -> Splits:
     digits = digits[torch.randperm(len(digits), generator=generator)]
     held_out = round(HELD_OUT * len(digits))
     validation, test = digits[:held_out].tensor_split(2)
-    counts = torch.tensor(AGEDB_COUNTS) * TRAIN_SIZE / sum(AGEDB_COUNTS)
-    train_targets = torch.arange(len(counts)).repeat_interleave(counts.round().int())
+    train_targets = torch.arange(len(TRAIN_COUNTS)).repeat_interleave(TRAIN_COUNTS)
     targets = torch.tensor(TARGETS)
     return in_memory(
         train=_render(digits[held_out:], train_targets, LABEL_NOISE, generator),
@@ -173,7 +172,7 @@ DATASET = Dataset(
     unit="target units",
     bins=BINS,
     regions=ShotRegions.from_counts(BINS, torch.tensor(AGEDB_COUNTS)),
-    counts={"train": torch.tensor(AGEDB_COUNTS)},
+    counts={"train": TRAIN_COUNTS},
     metrics=("MAE", "GM"),
     criterion=absolute_error,
     recipe=Recipe(

@@ -1,0 +1,227 @@
+"""Training: stages, batches, recipes; what is drawn at random follows from seed and step."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from balanced_sam import TargetWeights
+from benchmarks.data import Draws, Samples, training_batches
+from benchmarks.optimizers import SCHEDULES
+from benchmarks.protocol import CONSTANTS, Dataset, Recipe, normalize
+from benchmarks.registry import get_dataset, get_method, method_names
+from benchmarks.training import resolved_recipe, train
+
+DIGITS = get_dataset("rotated_digits")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """Return the folder of the miniature of rotated digits."""
+    DIGITS.write_miniature(tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def quick(**changes: Any) -> Recipe:
+    """Return a short recipe for the digits."""
+    short: dict[str, Any] = {"epochs": 2, "batch_size": 1024, "lr": 0.05, "retrain_epochs": 2}
+    return dataclasses.replace(DIGITS.recipe, **short | changes)
+
+
+def kept(folder: Path, stage: int, selection: str) -> dict[str, Any]:
+    """Return the checkpoint of a stage."""
+    state: dict[str, Any] = torch.load(
+        folder / f"stage-{stage}" / f"{selection}.ckpt", weights_only=True
+    )
+    return state
+
+
+@pytest.mark.parametrize("method", ["rrt", "balanced_mse_gai", "balanced_mse_bmc"])
+def test_second_stage_changes_the_head_only_bit_for_bit(
+    method: str, digits: Path, tmp_path: Path
+) -> None:
+    recipe = quick(balanced_mse_epochs=2)
+    train("rotated_digits", method, 0, recipe, folder=tmp_path / "run", data=digits)
+    first = kept(tmp_path / "run", 0, "best_validation")["state_dict"]
+    second = kept(tmp_path / "run", 1, "last_epoch")["state_dict"]
+    names = [name for name in first if name.startswith("network.")]
+    assert any("running_mean" in name for name in names)
+    for name in names:
+        changed = not torch.equal(first[name], second[name])
+        assert changed == name.startswith("network.head."), name
+
+
+def test_rrt_starts_the_head_anew_and_balanced_mse_goes_on_with_it(
+    digits: Path, tmp_path: Path
+) -> None:
+    recipe = quick(balanced_mse_epochs=1, retrain_epochs=1, retrain_lr=1e-9, balanced_mse_lr=1e-9)
+    moved = {}
+    for method in ("rrt", "balanced_mse_bmc"):
+        train("rotated_digits", method, 0, recipe, folder=tmp_path / method, data=digits)
+        name = "network.head.weight"
+        first = kept(tmp_path / method, 0, "best_validation")["state_dict"][name]
+        moved[method] = (kept(tmp_path / method, 1, "last_epoch")["state_dict"][name] - first).abs()
+    assert moved["rrt"].max() > 1e-2
+    assert moved["balanced_mse_bmc"].max() < 1e-6
+
+
+def test_learned_sigma_moves_with_its_own_rate(digits: Path, tmp_path: Path) -> None:
+    recipe = quick(balanced_mse_epochs=1)
+    train("rotated_digits", "balanced_mse_bmc", 0, recipe, folder=tmp_path / "run", data=digits)
+    checkpoint = kept(tmp_path / "run", 1, "last_epoch")
+    rates = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
+    assert rates == [recipe.balanced_mse_lr, recipe.noise_sigma_lr]
+    steps = math.ceil(len(DIGITS.load(digits).train) / recipe.batch_size)
+    distance = abs(checkpoint["state_dict"]["objective.sigma"].item() - recipe.noise_sigma)
+    # Adam's first steps are as long as the rate.
+    assert 0 < distance <= steps * recipe.noise_sigma_lr * 1.01
+    assert distance > recipe.balanced_mse_lr * steps * 2
+
+
+def test_a_normalized_recipe_trains_as_the_raw_one_does(digits: Path, tmp_path: Path) -> None:
+    counts = DIGITS.load(digits).train_counts
+    weights = TargetWeights.from_counts(DIGITS.bins, counts, scheme="sqinv", normalize=False)
+    mean = ((weights.bin_weights * counts).sum() / counts.sum()).item()
+    raw = quick(normalized=False, lr=0.2, weight_decay=0.01)
+    recipes = {
+        "raw": raw,
+        "normalized": normalize(raw, mean),
+        "unconverted": dataclasses.replace(raw, normalized=True),
+    }
+    heads = {}
+    for name, recipe in recipes.items():
+        train("rotated_digits", "sqinv", 0, recipe, folder=tmp_path / name, data=digits)
+        state = kept(tmp_path / name, 0, "last_epoch")["state_dict"]
+        heads[name] = state["network.head.weight"]
+    torch.testing.assert_close(heads["normalized"], heads["raw"], atol=1e-4, rtol=0)
+    assert (heads["unconverted"] - heads["raw"]).abs().max() > 1e-2
+
+
+def test_constants_of_the_recipe_are_those_of_some_method() -> None:
+    named = {name for method in method_names() for name in get_method(method).constants}
+    assert named == CONSTANTS
+    assert {field.name for field in dataclasses.fields(Recipe)} > CONSTANTS
+
+
+def test_a_run_does_not_depend_on_the_constants_of_other_methods(
+    digits: Path, tmp_path: Path
+) -> None:
+    recipe = quick(epochs=1)
+    others = dataclasses.replace(recipe, rho=9.0, term_t=7.0, retrain_lr=1.0, noise_sigma=3.0)
+    records = [
+        train("rotated_digits", "sqinv", 0, used, folder=tmp_path / name, data=digits)
+        for name, used in (("one", recipe), ("other", others))
+    ]
+    assert records[0].recipe == records[1].recipe
+    assert records[0].results == records[1].results
+
+
+def test_normalize_keeps_a_recipe_of_mean_one() -> None:
+    assert normalize(DIGITS.recipe, 0.1) is DIGITS.recipe
+    agedb = get_dataset("agedb_dir")
+    recipe = resolved_recipe(agedb, changes={}, normalized=True)
+    assert recipe.normalized
+    # The figures of the plan, rounded there.
+    assert recipe.lr == pytest.approx(0.0153, abs=5e-5)
+    assert recipe.weight_decay == pytest.approx(1.3e-3, abs=5e-5)
+    assert not resolved_recipe(agedb, changes={}, normalized=False).normalized
+
+
+class Spy(nn.Module):
+    """A network that keeps what it saw in training."""
+
+    seen: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+        self.seen = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(images.clone())
+        output: Tensor = self.head(images.mean((1, 2, 3))[:, None])[:, 0]
+        return output
+
+
+class Noise(nn.Module):
+    """An augmentation."""
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return images + torch.rand(images.shape), targets
+
+
+def spied(
+    monkeypatch: pytest.MonkeyPatch, digits: Path, folder: Path, method: str, recipe: Recipe
+) -> list[Tensor]:
+    """Return the batches that a network saw in training."""
+    spy = Spy()
+    dataset: Dataset = dataclasses.replace(DIGITS, network=lambda recipe: spy, augmentation=Noise)
+    monkeypatch.setattr("benchmarks.training.get_dataset", lambda name: dataset)
+    train("rotated_digits", method, 0, recipe, folder=folder, data=digits)
+    return spy.seen
+
+
+def test_both_passes_see_the_same_augmented_batch(
+    monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+) -> None:
+    recipe = quick(batch_size=4096)
+    seen = spied(monkeypatch, digits, tmp_path / "run", "bsam", recipe)
+    assert len(seen) == 4
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[0].sort(dim=0).values, seen[2].sort(dim=0).values)
+
+
+def test_methods_see_the_same_batches_of_the_same_seed(
+    monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+) -> None:
+    recipe = quick(epochs=1)
+    vanilla, sam = (
+        spied(monkeypatch, digits, tmp_path / method, method, recipe) for method in ("inv", "sam")
+    )
+    assert len(sam) == 2 * len(vanilla)
+    for a, b in zip(vanilla, sam[::2], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_draws_shuffle_by_seed_and_epoch_and_never_repeat() -> None:
+    split = Samples(torch.arange(10.0), torch.arange(10.0))
+    orders = [
+        list(Draws(split, seed=seed, epoch=epoch)) for seed in (0, 1, 2) for epoch in (0, 1, 2)
+    ]
+    for order in orders:
+        assert sorted(index % 10 for index in order) == list(range(10))
+    # Another draw of the same sample in each epoch of each seed.
+    assert len({index for order in orders for index in order}) == 90
+    assert list(Draws(split, seed=1, epoch=2)) == orders[5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_of_a_resumed_run_begin_with_its_epoch(workers: int) -> None:
+    split = Samples(torch.arange(8.0), torch.arange(8.0))
+    arguments: dict[str, Any] = {"batch_size": 3, "seed": 4, "workers": workers}
+    whole = training_batches(split, epoch=0, **arguments)
+    epochs = []
+    for epoch in range(3):
+        whole.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Lightning does
+        epochs.append(torch.cat([inputs for inputs, _ in whole]))
+    resumed = training_batches(split, epoch=2, **arguments)
+    assert torch.equal(torch.cat([inputs for inputs, _ in resumed]), epochs[2])
+    assert not torch.equal(epochs[0], epochs[2])
+
+
+def test_schedules_are_those_of_the_recipes() -> None:
+    factor = SCHEDULES["cosine_from_one"]
+    lr, low = 0.2, 0.2e-3
+    for epoch in range(400):
+        expected = low + (lr - low) * (1 + math.cos(math.pi * (epoch + 1) / 400)) / 2
+        assert lr * factor(epoch, 400) == pytest.approx(expected)
+    assert [SCHEDULES["tenth_every_5"](epoch, 10) for epoch in (0, 4, 5, 9)] == pytest.approx(
+        [1, 1, 0.1, 0.1]
+    )
+    assert SCHEDULES["cosine"](0, 25) == 1
