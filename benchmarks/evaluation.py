@@ -31,7 +31,7 @@ class Evaluation:
         self._dataset = dataset
         self._metrics = RegionMetrics(dataset.regions).to(device)
         self._bin_sums = torch.zeros(2, len(dataset.bins), dtype=torch.float64)
-        self._samples: list[dict[str, Tensor]] = []
+        self._samples: dict[str, list[Any]] = {}
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Take up a batch; a target that is NaN does not count."""
@@ -42,11 +42,14 @@ class Evaluation:
             sample = {"predictions": predictions, "targets": targets}
         else:
             sample = self._sums_per_map(predictions, targets)
-        self._samples.append({name: value.cpu() for name, value in sample.items()})
+        # As Python's numbers: small tensors that stay between large ones that go would keep the
+        # allocator from giving those back.
+        for name, values in sample.items():
+            self._samples.setdefault(name, []).extend(values.t().tolist())
 
     def samples(self) -> dict[str, Any]:
         """Return of each sample what does not depend on the predictions."""
-        return {name: self._column(name) for name in ("targets", "counts") if name in self._names}
+        return {name: self._column(name) for name in ("targets", "counts") if name in self._samples}
 
     def result(self) -> dict[str, Any]:
         """Return the metrics per region and per bin, and what each sample adds to them."""
@@ -62,20 +65,14 @@ class Evaluation:
                 for region, row in regions.items()
             },
             "per_bin": {name: [or_none(error, digits=4) for error in per_bin.tolist()]},
-            "samples": {name: self._column(name) for name in names if name in self._names},
+            "samples": {name: self._column(name) for name in names if name in self._samples},
         }
-
-    @property
-    def _names(self) -> set[str]:
-        return set(self._samples[0]) if self._samples else set()
 
     def _column(self, name: str) -> list[Any]:
         """Return an entry of all samples, rounded to what matters."""
-        values = torch.cat([sample[name] for sample in self._samples], dim=-1)
-        if not values.is_floating_point():
-            return values.tolist()
-        rounded: list[Any] = np.round(values.double().numpy(), 3).tolist()
-        return rounded
+        values = np.array(self._samples[name])
+        column: list[Any] = (values if name == "counts" else values.round(3)).T.tolist()
+        return column
 
     def _add_to_bins(self, predictions: Tensor, targets: Tensor) -> None:
         """Add the errors to the sums per bin."""
