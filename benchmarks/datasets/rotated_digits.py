@@ -183,6 +183,8 @@ DATASET = Dataset(
         rho=0.8,
         rho_warmup_epochs=5,
         term_t=0.01,
+        retrain_lr=1.0,
+        balanced_mse_lr=0.03,
     ),
     network=lambda recipe: SmallResNet(offset=50.0, scale=1.0),
     load=load,
