@@ -23,8 +23,12 @@ ORDER = (
     *("bsam_descent_only", "bsam_inv"),
 )
 REFERENCES = ("vanilla", "sqinv")
-CLAIMS = (("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam"), ("bsam_inv", "inv"))
-"""The comparisons that the library stands or falls with."""
+CLAIMS = (
+    *(("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam")),
+    *(("bsam", "rrt"), ("bsam", "balanced_mse_gai"), ("bsam_inv", "inv")),
+)
+"""The comparisons that the library stands or falls with: with what it is made of, with the control
+that costs as much, and with the strongest of the other baselines."""
 SELECTIONS = {
     "best_validation": "epoch with the lowest validation error",
     "last_epoch": "last epoch",

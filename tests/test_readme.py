@@ -61,9 +61,12 @@ def test_commands_of_the_benchmarks_run_on_a_miniature(
     with pytest.raises(SystemExit, match="Expected 12208 training images, but got 24"):
         main(prepare)
     run[run.index("cuda")] = "cpu"
+    # Few processors compute in 16 bits, and one method is enough.
+    run[run.index("bf16-mixed")] = "32-true"
+    run = [word for word in run if word not in ("vanilla", "sqinv")]
     main([*run, "--set", "epochs=1"])
     main(table)
-    assert "| Vanilla " in capsys.readouterr().out
+    assert "| BSAM " in capsys.readouterr().out
 
 
 def test_links_lead_to_files_and_headings() -> None:
