@@ -17,8 +17,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="Experiments.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_list, _add_prepare, _add_labels, _add_run, _add_tune, _add_table, _add_plot):
-        add(commands)
+    _add_list(commands)
+    _add_miniature(commands)
+    _add_prepare(commands)
+    _add_labels(commands)
+    _add_run(commands)
+    _add_tune(commands)
+    _add_table(commands)
+    _add_plot(commands)
     options = parser.parse_args(arguments)
     try:
         options.command(options)
@@ -41,6 +47,17 @@ def _list(options: argparse.Namespace) -> None:
     print("Methods")
     for name in registry.method_names():
         print(f"  {name:20} {registry.get_method(name).summary}")
+
+
+def _add_miniature(commands: Commands) -> None:
+    parser = commands.add_parser("miniature", help="write a few generated samples to try --data on")
+    parser.add_argument("dataset")
+    parser.add_argument("folder", type=Path)
+    parser.set_defaults(command=_miniature)
+
+
+def _miniature(options: argparse.Namespace) -> None:
+    registry.get_dataset(options.dataset).write_miniature(options.folder)
 
 
 def _add_prepare(commands: Commands) -> None:

@@ -13,7 +13,6 @@ from benchmarks.protocol import Split, Splits
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets, the samples along their first axis."""
-EVALUATION_BATCH = 1024
 
 
 class Samples(Dataset[Pair]):
@@ -79,7 +78,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    split: Split, *, batch_size: int = EVALUATION_BATCH, workers: int | None = None
+    split: Split, *, batch_size: int, workers: int | None = None
 ) -> DataLoader[Pair]:
     """Return the batches of a split in its order."""
     return _loader(split, batch_size, workers, None)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.backbones import in_full_precision
 from benchmarks.resnets import Encoder
 
 
@@ -50,7 +51,8 @@ class DepthNetwork(nn.Module):
             decoded = up(decoded, larger)
         enlarged = [up(stage, size) for up, stage in zip(self.enlarge, stages, strict=True)]
         fused = self.fuse(torch.cat(enlarged, dim=1))
-        depths: Tensor = self.head(self.refine(torch.cat([decoded, fused], dim=1)))
+        refined = self.refine(torch.cat([decoded, fused], dim=1))
+        depths = in_full_precision(self.head, refined)
         return depths.squeeze(1)
 
 

@@ -27,15 +27,16 @@ _MAP_METRICS = {"RMSE": "squared", "delta_1": "hits"}
 class Evaluation:
     """The errors on a test set, taken up batch by batch."""
 
-    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._metrics = RegionMetrics(dataset.regions).to(device)
+        self._metrics = RegionMetrics(dataset.regions)
         self._bin_sums = torch.zeros(2, len(dataset.bins), dtype=torch.float64)
         self._samples: dict[str, list[Any]] = {}
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Take up a batch; a target that is NaN does not count."""
         counted = ~targets.isnan()
+        self._metrics.to(targets.device)
         self._metrics.update(predictions[counted], targets[counted])
         self._add_to_bins(predictions[counted], targets[counted])
         if targets.dim() == 1:

@@ -1,5 +1,7 @@
 """How the training targets are distributed, and what each weighting makes of them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -7,8 +9,16 @@ from torch import Tensor
 
 from balanced_sam import TargetWeights
 from benchmarks.evaluation import REGIONS
+from benchmarks.objectives import smooth_of
 from benchmarks.protocol import Dataset
 from benchmarks.tables import markdown
+
+Weighting = tuple[
+    str,
+    Literal["inv", "sqinv"],
+    tuple[float, float] | None,
+    Callable[[Tensor], Tensor] | None,
+]
 
 
 def train_counts(dataset: Dataset, data: Path | None) -> Tensor:
@@ -36,9 +46,9 @@ def describe(dataset: Dataset, counts: Tensor) -> str:
         number = int(counts[inside].sum())
         rows.append([title, str(len(inside)), f"{number:,}", f"{number / counts.sum():.2%}"])
     weights = [["Weights, mean 1", "Lowest", "Highest", "Effective sample fraction"]]
-    for title, scheme, clip in _weightings(dataset):
+    for title, scheme, clip, smoothing in _weightings(dataset):
         per_bin = TargetWeights.from_counts(
-            dataset.bins, counts, scheme=scheme, clip=clip
+            dataset.bins, counts, scheme=scheme, clip=clip, smoothing=smoothing
         ).bin_weights.double()
         used = per_bin[counts > 0]
         fraction = (counts * per_bin).sum() ** 2 / counts.sum() / (counts * per_bin**2).sum()
@@ -46,12 +56,14 @@ def describe(dataset: Dataset, counts: Tensor) -> str:
     return f"{markdown(rows)}\n\n{markdown(weights)}"
 
 
-def _weightings(
-    dataset: Dataset,
-) -> list[tuple[str, Literal["inv", "sqinv"], tuple[float, float] | None]]:
-    """Return title, scheme and bounds of the counts of each weighting."""
-    if dataset.inv_clip is None:
-        return [("SQINV", "sqinv", None), ("INV", "inv", None)]
-    low, high = dataset.inv_clip
-    clipped = f"INV, counts clipped to {low:g} to {high:g}"
-    return [("SQINV", "sqinv", None), ("INV", "inv", None), (clipped, "inv", dataset.inv_clip)]
+def _weightings(dataset: Dataset) -> list[Weighting]:
+    """Return title, scheme, bounds of the counts and smoothing of each weighting."""
+    listed: list[Weighting] = [("SQINV", "sqinv", None, None), ("INV", "inv", None, None)]
+    if dataset.inv_clip is not None:
+        low, high = dataset.inv_clip
+        title = f"INV, counts clipped to {low:g} to {high:g}"
+        listed.append((title, "inv", dataset.inv_clip, None))
+    scheme = dataset.lds_scheme
+    smoothing = partial(smooth_of, dataset=dataset)
+    clip = dataset.inv_clip if scheme == "inv" else None
+    return [*listed, (f"LDS ({scheme.upper()})", scheme, clip, smoothing)]

@@ -56,7 +56,7 @@ def main() -> None:
         "batch_size": options.batch_size,
         "rates": rates,
         "load_average": os.getloadavg(),
-        "provenance": provenance(splits),
+        "provenance": provenance(splits, accelerator=options.device),
     }
     write_json(options.out, record)
     print(

@@ -60,18 +60,24 @@ def _make_weighted(
     dataset: Dataset, recipe: Recipe, splits: Splits, *, scheme: str | None, smoothed: bool
 ) -> nn.Module:
     scheme = scheme or dataset.lds_scheme
+    # The raw scale is that of SQINV; other weights take its mean, or they would train at another
+    # learning rate.
+    raw = not recipe.normalized and (scheme != "sqinv" or smoothed) and scheme != "none"
     weights = TargetWeights.from_counts(
         dataset.bins,
         splits.train_counts,
         scheme=scheme,
-        smoothing=partial(_smooth, dataset=dataset) if smoothed else None,
+        smoothing=partial(smooth_of, dataset=dataset) if smoothed else None,
         clip=dataset.inv_clip if scheme == "inv" else None,
-        normalize=recipe.normalized,
+        normalize=recipe.normalized or raw,
     )
+    if raw:
+        scaled = weights.bin_weights * dataset.mean_weight
+        weights = TargetWeights(dataset.bins, splits.train_counts, scaled)
     return WeightedLoss(dataset, weights)
 
 
-def _smooth(counts: Tensor, *, dataset: Dataset) -> Tensor:
+def smooth_of(counts: Tensor, *, dataset: Dataset) -> Tensor:
     """Return the effective counts of LDS; before the first bin of the range they stay 0."""
     outside, inside = counts[: dataset.lds_first_bin], counts[dataset.lds_first_bin :]
     return torch.cat([outside, smooth_counts(inside, boundary=dataset.lds_boundary)])

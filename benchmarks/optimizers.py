@@ -25,7 +25,7 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "cosine": lambda epoch, epochs: _half_cosine(epoch / epochs),
     # As in the code of BSAM: counted from 1, down to a thousandth.
     "cosine_from_one": lambda epoch, epochs: 1e-3 + (1 - 1e-3) * _half_cosine((epoch + 1) / epochs),
-    "tenth_every_5": lambda epoch, epochs: 0.1 ** (epoch // 5),
+    "tenth_halfway": lambda epoch, epochs: 0.1 if 2 * epoch >= epochs else 1.0,
 }
 """The learning rate's factor in an epoch, counted from 0, of so many."""
 

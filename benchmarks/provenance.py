@@ -10,17 +10,20 @@ import torch
 
 from benchmarks.protocol import Splits
 
-_PACKAGES = ("balanced-sam", "torch", "lightning", "torchmetrics", "numpy")
+_PACKAGES = (
+    *("balanced-sam", "torch", "lightning", "torchmetrics", "numpy", "pillow", "kornia"),
+    *("transformers", "scikit-learn"),
+)
 
 
-def provenance(splits: Splits) -> dict[str, Any]:
+def provenance(splits: Splits, *, accelerator: str) -> dict[str, Any]:
     """Return what is needed to make a run again."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
-        "device": _device(),
+        "device": _device(accelerator),
         "threads": torch.get_num_threads(),
         "data_sha256": splits.checksum,
     }
@@ -41,8 +44,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _device() -> str:
+def _device(accelerator: str) -> str:
     """Return the name of the GPU, or the kind of processor."""
-    if torch.cuda.is_available():
+    if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"

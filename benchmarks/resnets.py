@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 
+from benchmarks.backbones import in_full_precision
+
 IMAGENET_RESNET50 = "microsoft/resnet-50"
 """Where transformers finds ImageNet weights: a name on its hub, or a folder."""
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -77,8 +79,7 @@ class AgeNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return one age an image, shape ``(N,)``."""
         features = self.encoder(images)[-1].mean((2, 3))
-        ages: Tensor = self.head(features).squeeze(1)
-        return ages
+        return in_full_precision(self.head, features).squeeze(1)
 
 
 def _random(config: ResNetConfig) -> ResNetBackbone:

@@ -48,6 +48,12 @@ class Run:
         return resolved_recipe(dataset, changes=self.changes, normalized=self.normalized)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for an unfinished run to be gone on with."""
+        data = str(self.data.resolve()) if self.data else None
+        return {"recipe": self.description, "precision": self.precision, "data": data}
+
+    @property
     def description(self) -> dict[str, Any]:
         """The resolved recipe and the method's stages, as the record holds them."""
         return described_recipe(self.recipe, get_method(self.method))
@@ -103,7 +109,13 @@ def _check_record(run: Run, *, resume: bool) -> None:
             f"Expected no record yet at {run.path}. Pass --resume to keep what is there, or "
             "another folder with --records."
         )
-    expected, recipe = run.description, read_record(run.path).recipe
+    record, expected = read_record(run.path), run.description
+    if record.provenance.get("precision") != run.precision:
+        raise ValueError(
+            f"Expected the record {run.path} to be of the precision {run.precision}, but got "
+            f"{record.provenance.get('precision')}. Pass another folder with --records."
+        )
+    recipe = record.recipe
     if {name: recipe.get(name) for name in expected} != expected:
         raise ValueError(
             f"Expected the record {run.path} to be of the recipe {expected}, but got {recipe}. "
@@ -126,10 +138,10 @@ def _run(run: Run, resume: bool) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     # A killed parent's worker may live on to the end of its epoch.
     with FileLock(run.path.with_name(f".seed-{run.seed}.lock")):
-        recipe = folder / "recipe.json"
-        if not resume or not recipe.exists() or json.loads(recipe.read_text()) != run.description:
+        begun = folder / "run.json"
+        if not resume or not begun.exists() or json.loads(begun.read_text()) != run.identity:
             shutil.rmtree(folder)
-            write_json(recipe, run.description)
+            write_json(begun, run.identity)
         record = train(
             run.dataset,
             run.method,

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.backbones import in_full_precision
+
 
 class SmallDepthNetwork(nn.Module):
     """A map of depths in metres, half as high and wide as the image; 87 000 weights.
@@ -40,7 +42,7 @@ class SmallDepthNetwork(nn.Module):
         for stage, skip in zip(self.decoder, skips[-2::-1], strict=True):
             features = functional.interpolate(features, size=skip.shape[-2:], mode="bilinear")
             features = stage(torch.cat([features, skip], dim=1))
-        return self.offset + self.scale * self.head(features)[:, 0]
+        return self.offset + self.scale * in_full_precision(self.head, features)[:, 0]
 
 
 def _block(channels: int, width: int, *, stride: int = 1) -> nn.Sequential:

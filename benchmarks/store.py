@@ -38,7 +38,25 @@ def read_records(root: Path, dataset: str) -> dict[str, list[Record]]:
     for path in sorted((root / dataset).glob("*/seed-*.json")):
         record = read_record(path)
         found.setdefault(record.method, []).append(record)
+    _check_comparable([record for runs in found.values() for record in runs], root / dataset)
     return {method: sorted(runs, key=lambda run: run.seed) for method, runs in found.items()}
+
+
+def _check_comparable(records: list[Record], folder: Path) -> None:
+    """Raise if the runs do not share data, precision and all of the recipe that methods share."""
+    for name, values in {
+        "data": [record.provenance.get("data_sha256") for record in records],
+        "precision": [record.provenance.get("precision") for record in records],
+        **{
+            entry: [record.recipe.get(entry) for record in records]
+            for entry in ("epochs", "batch_size", "lr", "weight_decay", "normalized")
+        },
+    }.items():
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"Expected the records in {folder} to share their {name}, but got "
+                f"{sorted(set(map(str, values)))}."
+            )
 
 
 def _to_json(value: Any) -> str:

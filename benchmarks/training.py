@@ -169,6 +169,8 @@ class History(Callback):
 
 def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bool) -> Recipe:
     """Return the recipe a run uses: the data set's, with weights of mean 1 or not, changed."""
+    if "normalized" in changes:
+        raise ValueError("Expected --normalized, which converts the recipe, not --set normalized.")
     unknown = sorted(changes.keys() - dataclasses.asdict(dataset.recipe).keys())
     if unknown:
         raise ValueError(f"Expected entries of the recipe {dataset.recipe}, but got {unknown}.")
@@ -241,7 +243,7 @@ def train(
             _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
             passes += int(module.passes)
             kept = {
-                selection: torch.load(checkpoint.best_model_path, weights_only=True)
+                selection: torch.load(checkpoint.best_model_path, "cpu", weights_only=True)
                 for selection, checkpoint in checkpoints.items()
             }
             best = kept["best_validation"]
@@ -261,7 +263,7 @@ def train(
         results={name: evaluation.result() for name, evaluation in evaluations.items()},
         passes=passes,
         seconds=round(time.monotonic() - start, 1),
-        provenance=provenance(splits) | {"precision": precision},
+        provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
         samples=evaluations["last_epoch"].samples(),
     )
 
@@ -269,9 +271,11 @@ def train(
 def _checkpoints(dataset: Dataset, folder: Path) -> dict[str, ModelCheckpoint]:
     """Return what keeps the network of each selection: the best epoch's, and the last one's."""
     error = f"All/{dataset.metrics[0]}"
-    monitors = {"best_validation": f"validation/{error}", "last_epoch": None}
+    monitors: dict[str, str | None] = {"best_validation": f"validation/{error}"}
     if dataset.test_selection:
         monitors["best_test"] = f"test/{error}"
+    # Saved last, it holds what the others have just kept: a resumed run goes on from there.
+    monitors["last_epoch"] = None
     return {
         selection: ModelCheckpoint(
             folder,
@@ -289,7 +293,7 @@ def _fit(
 ) -> None:
     """Train, from the checkpoint of the last epoch if there is one."""
     checkpoint = last if last.exists() else None
-    epoch = torch.load(last, weights_only=True)["epoch"] + 1 if checkpoint else 0
+    epoch = torch.load(last, "cpu", weights_only=True)["epoch"] + 1 if checkpoint else 0
     batch_size = module.recipe.batch_size
     watched = [splits.validation, *([splits.test] if dataset.test_selection else [])]
     trainer.fit(

@@ -26,7 +26,7 @@ from benchmarks.intervals import paired_difference
 from benchmarks.protocol import Recipe, Record
 from benchmarks.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.store import COMMITTED, read_record, read_records, write_json
-from benchmarks.training import described_recipe, resolved_recipe, train
+from benchmarks.training import _checkpoints, described_recipe, resolved_recipe, train
 
 ROOT = Path(__file__).parent.parent
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
@@ -196,7 +196,7 @@ def a_record(**changes: Any) -> Record:
         results={},
         passes=1,
         seconds=1.0,
-        provenance={},
+        provenance={"precision": "32-true"},
     )
     return dataclasses.replace(record, **changes)
 
@@ -237,6 +237,29 @@ def test_a_broken_record_is_named(tmp_path: Path) -> None:
     path.write_text('{"dataset": ')
     with pytest.raises(ValueError, match=r"Expected a record in .*seed-0.json"):
         read_records(tmp_path, "rotated_digits")
+
+
+def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    recipe = described_recipe(get_dataset("rotated_digits").recipe, get_method("vanilla"))
+    for seed, changes in enumerate(({}, {"lr": 0.7})):
+        path = tmp_path / "rotated_digits" / "vanilla" / f"seed-{seed}.json"
+        write_json(path, a_record(seed=seed, recipe=recipe | changes).to_dict())
+    with pytest.raises(ValueError, match=r"share their lr, but got \['0.3', '0.7'\]"):
+        read_records(tmp_path, "rotated_digits")
+
+
+def test_a_record_of_another_precision_is_not_taken_for_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
+    write_json(path, a_record().to_dict())
+    command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path), "--resume"]
+    with pytest.raises(SystemExit, match="of the precision bf16-mixed, but got 32-true"):
+        main([*command, "--precision", "bf16-mixed"])
+
+
+def test_the_last_epoch_is_saved_after_what_it_remembers(tmp_path: Path) -> None:
+    for name in dataset_names():
+        checkpoints = _checkpoints(get_dataset(name), tmp_path)
+        assert list(checkpoints)[-1] == "last_epoch"
 
 
 def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from balanced_sam import TargetWeights
 from benchmarks.data import Draws, Samples, training_batches
+from benchmarks.objectives import weighted
 from benchmarks.optimizers import SCHEDULES
-from benchmarks.protocol import CONSTANTS, Dataset, Recipe, normalize
+from benchmarks.protocol import CONSTANTS, Dataset, Recipe, Splits, normalize
 from benchmarks.registry import get_dataset, get_method, method_names
 from benchmarks.training import resolved_recipe, train
 
@@ -70,7 +71,7 @@ def test_rrt_starts_the_head_anew_and_balanced_mse_goes_on_with_it(
 
 
 def test_learned_sigma_moves_with_its_own_rate(digits: Path, tmp_path: Path) -> None:
-    recipe = quick(balanced_mse_epochs=1)
+    recipe = quick(balanced_mse_epochs=1, balanced_mse_lr=1e-4)
     train("rotated_digits", "balanced_mse_bmc", 0, recipe, folder=tmp_path / "run", data=digits)
     checkpoint = kept(tmp_path / "run", 1, "last_epoch")
     rates = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
@@ -215,13 +216,36 @@ def test_workers_of_a_resumed_run_begin_with_its_epoch(workers: int) -> None:
     assert not torch.equal(epochs[0], epochs[2])
 
 
+def test_predictions_are_not_rounded_to_16_bits_under_autocast() -> None:
+    torch.manual_seed(0)
+    network = DIGITS.network(DIGITS.recipe)
+    with torch.autocast("cpu", torch.bfloat16):
+        predictions = network(torch.rand(64, 1, 20, 20))
+    assert predictions.dtype == torch.float32
+    assert not torch.equal(predictions, predictions.bfloat16().float())
+
+
+def test_normalized_is_no_entry_to_set() -> None:
+    with pytest.raises(ValueError, match="--normalized, which converts the recipe"):
+        resolved_recipe(DIGITS, changes={"normalized": False}, normalized=False)
+
+
+def test_inv_has_the_mean_of_sqinv_on_the_raw_scale() -> None:
+    agedb = get_dataset("agedb_dir")
+    counts = agedb.counts["train"]
+    splits = Splits(*[None] * 3, torch.ones(1), counts, "")  # type: ignore[list-item]
+    for objective in (weighted("sqinv"), weighted("inv"), weighted(None, smoothed=True)):
+        weights = objective(agedb, agedb.recipe, splits).weights.bin_weights
+        assert (weights * counts).sum() / counts.sum() == pytest.approx(0.07647, abs=1e-5)
+
+
 def test_schedules_are_those_of_the_recipes() -> None:
     factor = SCHEDULES["cosine_from_one"]
     lr, low = 0.2, 0.2e-3
     for epoch in range(400):
         expected = low + (lr - low) * (1 + math.cos(math.pi * (epoch + 1) / 400)) / 2
         assert lr * factor(epoch, 400) == pytest.approx(expected)
-    assert [SCHEDULES["tenth_every_5"](epoch, 10) for epoch in (0, 4, 5, 9)] == pytest.approx(
-        [1, 1, 0.1, 0.1]
-    )
+    halfway = SCHEDULES["tenth_halfway"]
+    assert [halfway(epoch, 10) for epoch in (0, 4, 5, 9)] == [1, 1, 0.1, 0.1]
+    assert [halfway(epoch, 20) for epoch in (9, 10)] == [1, 0.1]
     assert SCHEDULES["cosine"](0, 25) == 1
