@@ -394,9 +394,10 @@ class TestCommittedRecords:
         for method, runs in records.items():
             seeds = [run.seed for run in runs]
             assert seeds == list(range(len(seeds)))
-            assert len(seeds) >= {"rotated_digits": 5, "rooms": 3}[name], method
-        main = ("vanilla", "inv", "sqinv", "sqinv_twice", "bsam")
-        assert len({len(records[method]) for method in main}) == 1
+            least, most = {"rotated_digits": (5, 20), "rooms": (3, 10)}[name]
+            is_main = method in ("vanilla", "inv", "sqinv", "sqinv_twice", "bsam")
+            assert len(seeds) >= (most if is_main else least), method
+        assert len(records["bsam_inv"]) >= 5
 
     def test_records_are_of_the_recipe_in_the_code(
         self, committed: tuple[str, dict[str, list[Record]]]
