@@ -158,9 +158,12 @@ def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
     assert np.isfinite(record.results["last_epoch"]["regions"]["All"][get_dataset(name).metrics[0]])
 
 
-@pytest.mark.parametrize("name", ["rotated_digits", "agedb_dir"])
-def test_killed_command_goes_on_from_what_was_finished(name: str, tmp_path: Path) -> None:
-    get_dataset(name).write_miniature(tmp_path / "data")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "size"), [("rotated_digits", {}), ("agedb_dir", {"images": 10})])
+def test_killed_command_goes_on_from_what_was_finished(
+    name: str, size: dict[str, int], tmp_path: Path
+) -> None:
+    get_dataset(name).write_miniature(tmp_path / "data", **size)
     command = [sys.executable, "-m", "benchmarks", "run", name, "vanilla", "bsam", "--resume"]
     command += ["--data", str(tmp_path / "data"), "--set", "epochs=2", "--set", "batch_size=512"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
