@@ -228,17 +228,12 @@ def train(
             part = folder / f"stage-{number}"
             epochs = History(number, after_epoch)
             checkpoints = _checkpoints(dataset, part)
-            trainer = lightning.Trainer(
-                accelerator=accelerator,
-                devices=1,
-                precision=precision,
-                max_epochs=stage.epochs,
+            trainer = _trainer(
+                stage,
+                part,
                 callbacks=[epochs, *checkpoints.values()],
-                logger=CSVLogger(part, name="log"),
-                num_sanity_val_steps=0,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                log_every_n_steps=1000,
+                accelerator=accelerator,
+                precision=precision,
             )
             _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
             passes += int(module.passes)
@@ -265,6 +260,24 @@ def train(
         seconds=round(time.monotonic() - start, 1),
         provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
         samples=evaluations["last_epoch"].samples(),
+    )
+
+
+def _trainer(
+    stage: Stage, folder: Path, *, callbacks: list[Callback], accelerator: str, precision: Any
+) -> lightning.Trainer:
+    """Return a trainer for a stage, which says nothing and logs to ``folder``."""
+    return lightning.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_epochs=stage.epochs,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log"),
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1000,
     )
 
 
