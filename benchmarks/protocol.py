@@ -202,6 +202,7 @@ class Record:
     passes: int
     """Forward and backward passes over a batch: one a step, two for SAM."""
     seconds: float
+    """How long the epochs took, their validation included."""
     provenance: dict[str, Any]
     samples: dict[str, Any] = field(default_factory=dict)
     """Of each test sample what does not depend on the predictions (``benchmarks.evaluation``)."""

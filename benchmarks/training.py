@@ -6,11 +6,11 @@ what the optimizer does with it is its own affair.
 
 import dataclasses
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import lightning
@@ -96,7 +96,7 @@ class Regression(lightning.LightningModule):
         return [inputs, targets]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the training loss of a batch."""
+        """Return the training loss of a batch; what is logged of SAM is the mean of its passes."""
         self.passes += 1
         inputs, targets = batch
         loss: Tensor = self.objective(self.network(inputs), targets)
@@ -144,15 +144,22 @@ class Regression(lightning.LightningModule):
 
 
 class History(Callback):
-    """Keep what was logged after each epoch of a stage, through a resume as well."""
+    """Keep what was logged after each epoch of a stage and how long it took, through a resume."""
 
     def __init__(self, stage: int, after_epoch: Callable[[], None]) -> None:
         self.epochs: list[dict[str, float | None]] = []
+        self.seconds = 0.0
         self._stage = stage
         self._after_epoch = after_epoch
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Take the time."""
+        self._start = monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the epoch."""
+        self.seconds += monotonic() - self._start
         values = trainer.callback_metrics.items()
         logged = {name: or_none(value.item(), digits=5) for name, value in values}
         self.epochs.append({"stage": self._stage} | logged)
@@ -160,11 +167,12 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epochs so far, for the checkpoint."""
-        return {"epochs": list(self.epochs)}
+        return {"epochs": list(self.epochs), "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the epochs of a checkpoint."""
         self.epochs[:] = state_dict["epochs"]
+        self.seconds = state_dict["seconds"]
 
 
 def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bool) -> Recipe:
@@ -214,11 +222,10 @@ def train(
     Returns:
         The record of the run.
     """
-    start = time.monotonic()
     dataset, method = get_dataset(dataset_name), get_method(method_name)
     splits = dataset.load(data)
     history: list[dict[str, float | None]] = []
-    passes = 0
+    passes, seconds = 0, 0.0
     best: dict[str, Any] | None = None
     with _quiet():
         for number, stage in enumerate(method.stages(recipe)):
@@ -237,6 +244,7 @@ def train(
             )
             _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
             passes += int(module.passes)
+            seconds += epochs.seconds
             kept = {
                 selection: torch.load(checkpoint.best_model_path, "cpu", weights_only=True)
                 for selection, checkpoint in checkpoints.items()
@@ -257,7 +265,7 @@ def train(
         best_epoch=best_epoch,
         results={name: evaluation.result() for name, evaluation in evaluations.items()},
         passes=passes,
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(seconds, 1),
         provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
         samples=evaluations["last_epoch"].samples(),
     )

@@ -1,6 +1,7 @@
 """Training: stages, batches, recipes; what is drawn at random follows from seed and step."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_sam import TargetWeights
+from benchmarks import training
 from benchmarks.data import Draws, Samples, training_batches
 from benchmarks.objectives import weighted
 from benchmarks.optimizers import SCHEDULES
@@ -223,6 +225,28 @@ def test_predictions_are_not_rounded_to_16_bits_under_autocast() -> None:
         predictions = network(torch.rand(64, 1, 20, 20))
     assert predictions.dtype == torch.float32
     assert not torch.equal(predictions, predictions.bfloat16().float())
+
+
+def test_seconds_are_those_of_all_epochs_through_a_resume(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "monotonic", itertools.count().__next__)
+    epochs = itertools.count()
+
+    def fail_in_the_second() -> None:
+        if next(epochs) == 1:
+            raise InterruptedError
+
+    recipe, folder = quick(epochs=3), tmp_path / "run"
+    with pytest.raises(InterruptedError):
+        train(
+            *("rotated_digits", "sqinv", 0, recipe),
+            folder=folder,
+            data=digits,
+            after_epoch=fail_in_the_second,
+        )
+    record = train("rotated_digits", "sqinv", 0, recipe, folder=folder, data=digits)
+    assert record.seconds == 3
 
 
 def test_normalized_is_no_entry_to_set() -> None:
