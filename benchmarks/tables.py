@@ -48,7 +48,8 @@ def summary(root: Path, dataset: str, selection: str, metric: str, methods: str 
     records = read_records(root, dataset)
     paper = _published(get_dataset(dataset).published)
     beside = paper["metric"] == metric
-    heads = [f"{paper['title']}, {region}" for region in ("All", "Few")] if beside else []
+    title = paper["title"] + (", test-selected" if paper.get("test_selected") else "")
+    heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
     rows = [["Method", "Seeds", "Passes", *ALL_REGIONS, *heads]]
     for method in methods.split(",") if methods else _ordered(records):
         runs = records[method]
@@ -137,7 +138,7 @@ def report(root: Path, name: str) -> str:
         parts += [f"Our own choice, as the literature gives none: {dataset.ours}."]
     if runs := [run for group in records.values() for run in group]:
         scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
-        parts += [f"Weights of {scale}."]
+        parts += [f"Weights of {scale}; {_tuned(runs)}."]
     for selection, words in SELECTIONS.items():
         if not any(selection in run.results for run in runs):
             continue
@@ -201,6 +202,18 @@ def _published_claims(dataset: str, selection: str) -> list[list[str]]:
             cells = [part for gain in gains for part in ("", _percent(gain), "")]
             rows.append([f"BSAM − SQINV: {entry['title']}", "", *cells])
     return rows
+
+
+def _tuned(runs: list[Record]) -> str:
+    """Return the radius and TERM's tilt that the runs took."""
+    entries = {"rho": "rho", "term_t": "TERM's t"}
+    values = {
+        f"{words} {run.recipe[entry]:g}"
+        for run in runs
+        for entry, words in entries.items()
+        if entry in run.recipe
+    }
+    return ", ".join(sorted(values))
 
 
 def _claim(

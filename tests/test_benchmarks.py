@@ -489,6 +489,13 @@ def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
     assert cells[8:10] == ["6.067", "7.928"]
 
 
+def test_report_says_the_tuned_constants_and_how_published_figures_were_selected() -> None:
+    lines = tables.report(COMMITTED, "rooms").splitlines()
+    assert "Weights of mean 1; TERM's t 0.01, rho 0.003." in lines
+    head = next(line for line in lines if line.startswith("| Method"))
+    assert "NYUD2-DIR, test-selected, All" in head
+
+
 def test_claims_say_whether_the_gain_survives_its_interval() -> None:
     rows = tables.claims(COMMITTED, "rotated_digits", "last_epoch").splitlines()[2:]
     ours = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if "[" in row]
