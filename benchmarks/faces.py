@@ -45,8 +45,7 @@ def face_dataset(
         title: What it is called.
         source: Where it comes from, and under which terms.
         table: Name of the table below the data's folder.
-        counts: JSON file of what is published: images per year by split, as far as it is known,
-            and the ``sizes`` of the other splits.
+        counts: JSON file of what is published: images per year by split, as far as it is known.
         rho: Radius of the perturbation.
         download: Fetch below a folder what may be fetched.
         image_path: Return where a generated image goes, given its number and age.
@@ -83,7 +82,7 @@ def face_dataset(
         ours="TERM's tilt, for which the paper gives no number; not tuned on this data",
         augmentation=_augmentation,
         download=download,
-        check=partial(check, counts=per_year, sizes=known.get("sizes", {}), regions=regions),
+        check=partial(check, counts=per_year, regions=regions),
         inv_clip=(5, 1000),
         mean_weight=(train.double().sqrt().sum() / train.sum()).item(),
     )
@@ -139,22 +138,18 @@ def _age(place: str, row: dict[str, str]) -> float:
     return age
 
 
-def check(
-    splits: Splits, *, counts: dict[str, Tensor], sizes: dict[str, int], regions: ShotRegions
-) -> None:
+def check(splits: Splits, *, counts: dict[str, Tensor], regions: ShotRegions) -> None:
     """Raise ``ValueError`` at the first count that is not that of the published data.
 
     Args:
         splits: The data at hand.
         counts: Published images per year, by split.
-        sizes: Published images of the other splits.
         regions: Which years are many-, medium- and few-shot.
     """
     found = {name: BINS.counts(getattr(splits, name).targets) for name in SPLITS.values()}
     words = {"train": "training", "validation": "validation", "test": "test"}
-    sizes = {name: int(years.sum()) for name, years in counts.items()} | sizes
-    for name, size in sizes.items():
-        _expect(size, f"{words[name]} images", found[name].sum())
+    for name, years in counts.items():
+        _expect(int(years.sum()), f"{words[name]} images", found[name].sum())
     for name, years in counts.items():
         for region in ("many", "medium", "few"):
             shot = regions.bin_mask(region)

@@ -5,7 +5,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -62,7 +62,11 @@ def _read_rows(file: Iterable[str], path: Path, columns: Sequence[str] | None) -
     return rows
 
 
-def check_images(root: Path, files: Sequence[tuple[str, str]]) -> None:
+def check_images(
+    root: Path,
+    files: Sequence[tuple[str, str]],
+    check: Callable[[Image.Image], None] = lambda image: None,
+) -> None:
     """Raise unless every image can be decoded from its first to its last pixel.
 
     What was found whole is not read again as long as no file changes: a stamp below ``root``
@@ -71,10 +75,11 @@ def check_images(root: Path, files: Sequence[tuple[str, str]]) -> None:
     Args:
         root: Folder of the data.
         files: Of each image the path below ``root``, and where that path stands, for the message.
+        check: Raises ``ValueError`` if a decoded image is not as it should be.
 
     Raises:
         FileNotFoundError: If an image is missing.
-        ValueError: If one is not readable or truncated.
+        ValueError: If one is not readable, truncated, or refused by ``check``.
     """
     digest = hashlib.sha256()
     for path, place in files:
@@ -88,7 +93,7 @@ def check_images(root: Path, files: Sequence[tuple[str, str]]) -> None:
     stamp = root / f".checked-{digest.hexdigest()[:32]}"
     if stamp.exists():
         return
-    _decode_all(root, files)
+    _decode_all(root, files, check)
     try:
         stamp.write_text(f"{len(files)} images were decoded whole.\n")
     except OSError:
@@ -96,14 +101,17 @@ def check_images(root: Path, files: Sequence[tuple[str, str]]) -> None:
         return
 
 
-def _decode_all(root: Path, files: Sequence[tuple[str, str]]) -> None:
-    """Decode every image, on all cores: Pillow lets other threads run while it decodes."""
+def _decode_all(
+    root: Path, files: Sequence[tuple[str, str]], check: Callable[[Image.Image], None]
+) -> None:
+    """Decode and check all images on all cores: Pillow lets other threads run meanwhile."""
 
     def decode(file: tuple[str, str]) -> None:
         path, place = file
         try:
             with Image.open(root / path) as image:
                 image.load()
+                check(image)
         # Each of Pillow's decoders has exceptions of its own.
         except Exception as error:
             raise ValueError(
@@ -116,7 +124,7 @@ def _decode_all(root: Path, files: Sequence[tuple[str, str]]) -> None:
             pass
 
 
-def fetch(url: str, path: Path, *, sha256: str | None = None, retries: int = 5) -> None:
+def fetch(url: str, path: Path, *, git_blob: str | None = None, retries: int = 5) -> None:
     """Download a file unless it is there, showing progress.
 
     What an interrupted download has brought stays beside ``path``, and the next call goes on there.
@@ -124,7 +132,7 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, retries: int = 5) 
     Args:
         url: Plain, or of a file on Google Drive.
         path: Where the file is to lie.
-        sha256: Its checksum, where it is known.
+        git_blob: Its checksum in git, SHA-1 in hexadecimal digits, where it is known.
         retries: How often to go on after the connection broke, with growing pauses.
 
     Raises:
@@ -142,24 +150,27 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, retries: int = 5) 
             raise ConnectionError(
                 f"Expected to fetch {path} from {url}, but got: {error}"
             ) from error
-    if sha256 is not None and (found := _sha256(path)) != sha256:
+    if git_blob is not None and (found := _git_blob(path)) != git_blob:
         raise ValueError(
-            f"Expected the SHA-256 {sha256} of {path}, but got {found}: delete the file to fetch "
-            f"it anew from {url}."
+            f"Expected the git checksum {git_blob} of {path}, but got {found}: delete the file to "
+            f"fetch it anew from {url}."
         )
 
 
-def _sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _git_blob(path: Path) -> str:
+    """Return the checksum of a file in git."""
+    content = path.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, *, without: str = "") -> None:
     """Unpack a tar or zip archive into a folder, whose other files stay.
+
+    Args:
+        archive: The file.
+        folder: Where its files go; made if there is none.
+        without: What their paths in a zip archive lose at their start, such as ``"data/"``.
 
     Raises:
         ValueError: If it is neither, is damaged, or holds a path that leads out of the folder.
@@ -167,8 +178,11 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
-                _check_inside(folder, packed.namelist())
-                packed.extractall(folder)
+                for member in packed.infolist():
+                    member.filename = member.filename.removeprefix(without)
+                    _check_inside(folder, member.filename)
+                    if member.filename:
+                        packed.extract(member, folder)
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(folder, filter="data")
@@ -178,11 +192,10 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from error
 
 
-def _check_inside(folder: Path, names: Iterable[str]) -> None:
+def _check_inside(folder: Path, name: str) -> None:
     """Raise if a path leads out of the folder."""
-    for name in names:
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise zipfile.BadZipFile(f"the path {name!r} leads out of the folder")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise zipfile.BadZipFile(f"the path {name!r} leads out of the folder")
 
 
 def checksum(root: Path, tables: Sequence[str], files: Iterable[str]) -> str:
@@ -193,7 +206,8 @@ def checksum(root: Path, tables: Sequence[str], files: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for table in tables:
-        digest.update(f"{table}\0{_sha256(root / table)}\n".encode())
+        content = hashlib.sha256((root / table).read_bytes()).hexdigest()
+        digest.update(f"{table}\0{content}\n".encode())
     for path in files:
         digest.update(f"{path}\0{(root / path).stat().st_size}\n".encode())
     return digest.hexdigest()

@@ -304,12 +304,13 @@ def test_check_names_the_first_count_that_differs(changes: dict[str, Tensor], me
         check_agedb(**changes)
 
 
-def test_check_knows_the_sizes_of_splits_whose_ages_are_not_published() -> None:
+def test_check_leaves_splits_alone_whose_ages_are_not_published() -> None:
     train = IMDB_WIKI.counts["train"]
     few = torch.ones(121, dtype=torch.int64)
     assert IMDB_WIKI.check is not None
-    with pytest.raises(ValueError, match="11022 validation images, but got 121"):
-        IMDB_WIKI.check(agedb_splits(train, few, few))
+    IMDB_WIKI.check(agedb_splits(train, few, few))
+    with pytest.raises(ValueError, match="191509 training images, but got 191508"):
+        IMDB_WIKI.check(agedb_splits(one_less(train), few, few))
 
 
 def region_sizes(counts: Tensor, regions: ShotRegions) -> list[int]:
@@ -364,8 +365,8 @@ def test_agedb_download_fetches_the_table_and_says_what_remains(
 ) -> None:
     fetched = {}
 
-    def fake_fetch(url: str, path: Path, *, sha256: str) -> None:
-        fetched[path.name] = sha256
+    def fake_fetch(url: str, path: Path, *, git_blob: str) -> None:
+        fetched[path.name] = git_blob
 
     monkeypatch.setattr(agedb_dir, "fetch", fake_fetch)
     with pytest.raises(
@@ -374,22 +375,25 @@ def test_agedb_download_fetches_the_table_and_says_what_remains(
         agedb_dir.download(tmp_path)
     (tmp_path / "AgeDB").mkdir()
     agedb_dir.download(tmp_path)
-    assert fetched == {"agedb.csv": agedb_dir.TABLE_SHA256}
+    assert fetched == {"agedb.csv": agedb_dir.TABLE_BLOB}
 
 
 def test_imdb_wiki_download_unpacks_what_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched = []
+    fetched = {}
+
+    def fake_fetch(url: str, path: Path, *, git_blob: str | None = None) -> None:
+        fetched[path.name] = git_blob
 
     def fake_unpack(archive: Path, folder: Path) -> None:
         (folder / archive.stem / "00").mkdir(parents=True)
 
-    monkeypatch.setattr(imdb_wiki_dir, "fetch", lambda url, path: fetched.append(path.name))
+    monkeypatch.setattr(imdb_wiki_dir, "fetch", fake_fetch)
     monkeypatch.setattr(imdb_wiki_dir, "unpack", fake_unpack)
     (tmp_path / "wiki_crop").mkdir()
     imdb_wiki_dir.download(tmp_path)
-    assert fetched == ["imdb_wiki.csv", "imdb_crop.tar"]
+    assert fetched == {"imdb_wiki.csv": imdb_wiki_dir.TABLE_BLOB, "imdb_crop.tar": None}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imdb_crop", "wiki_crop"]
     assert (tmp_path / "imdb_crop" / "00").is_dir()
 

@@ -22,7 +22,7 @@ BLOCK = 512 * 1024
 """What the downloader reads at a time."""
 CONTENT = bytes(range(256)) * (3 * BLOCK // 256)
 """What the server sends."""
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+BLOB = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
 
 
 def write_image(path: Path, *, size: int = 64) -> Path:
@@ -134,6 +134,18 @@ def test_check_images_decodes_each_image_once_until_a_file_changes(
     assert sorted(decoded) == ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
 
 
+def test_check_images_says_what_the_caller_does_not_accept(tmp_path: Path) -> None:
+    def refuse_small(image: Image.Image) -> None:
+        if image.width < 64:
+            raise ValueError(f"{image.width} pixels only")
+
+    for name, size in (("a.jpg", 64), ("b.jpg", 32)):
+        write_image(tmp_path / name, size=size)
+    check_images(tmp_path, [("a.jpg", "row 1")], refuse_small)
+    with pytest.raises(ValueError, match=r"b\.jpg \(row 2\), but got: 32 pixels only"):
+        check_images(tmp_path, [("a.jpg", "row 1"), ("b.jpg", "row 2")], refuse_small)
+
+
 def test_check_images_sees_a_damage_that_keeps_the_size(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.jpg")
     check_images(tmp_path, [("a.jpg", "row 1")])
@@ -206,7 +218,7 @@ def test_fetch_makes_the_folder_and_asks_for_nothing_that_is_there(
     url, handler = server
     path = tmp_path / "folder" / "file.bin"
     for _ in range(2):
-        fetch(f"{url}/file.bin", path, sha256=SHA256)
+        fetch(f"{url}/file.bin", path, git_blob=BLOB)
         assert path.read_bytes() == CONTENT
         assert len(handler.requests) == 1
 
@@ -222,7 +234,7 @@ def test_fetch_goes_on_where_it_was_interrupted(
     ):
         fetch(f"{url}/file.bin", path, retries=0)
     assert not path.exists()
-    fetch(f"{url}/file.bin", path, sha256=SHA256, retries=0)
+    fetch(f"{url}/file.bin", path, git_blob=BLOB, retries=0)
     # Whole blocks are kept, of the half that came.
     assert handler.requests[-1] == f"bytes={BLOCK}-"
     assert path.read_bytes() == CONTENT
@@ -239,8 +251,8 @@ def test_fetch_of_what_is_not_there_names_the_url(
 def test_fetch_of_another_content_names_both_checksums(
     tmp_path: Path, server: tuple[str, type[Server]]
 ) -> None:
-    with pytest.raises(ValueError, match=f"SHA-256 {'0' * 64} of .*, but got {SHA256}"):
-        fetch(f"{server[0]}/file.bin", tmp_path / "file.bin", sha256="0" * 64)
+    with pytest.raises(ValueError, match=f"git checksum {'0' * 40} of .*, but got {BLOB}"):
+        fetch(f"{server[0]}/file.bin", tmp_path / "file.bin", git_blob="0" * 40)
 
 
 def write_zip(path: Path, name: str) -> None:
@@ -278,6 +290,19 @@ def test_unpack_refuses_a_path_that_leads_out(
     with pytest.raises(ValueError, match=r"archive at .*archive, but got: .*out\.txt"):
         unpack(tmp_path / "archive", tmp_path / "data")
     assert not (tmp_path / "out.txt").exists()
+
+
+def test_unpack_takes_away_the_start_of_paths(tmp_path: Path) -> None:
+    write_zip(tmp_path / "archive", "data/deep/new.txt")
+    unpack(tmp_path / "archive", tmp_path / "folder", without="data/")
+    assert (tmp_path / "folder" / "deep" / "new.txt").read_text() == "new"
+
+
+def test_unpack_refuses_a_path_that_leads_out_once_its_start_is_gone(tmp_path: Path) -> None:
+    write_zip(tmp_path / "archive", "data/../../out.txt")
+    with pytest.raises(ValueError, match=r"out\.txt' leads out"):
+        unpack(tmp_path / "archive", tmp_path / "deep" / "folder", without="data/")
+    assert not list(tmp_path.glob("**/out.txt"))
 
 
 def test_unpack_of_no_archive_or_half_a_one_names_it(tmp_path: Path) -> None:

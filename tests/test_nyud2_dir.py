@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def test_validation_holds_out_whole_rooms(splits: Splits) -> None:
 
 
 def rooms(split: nyud2_dir.Frames) -> set[str]:
-    return {photograph.split("/")[1] for photograph, _ in split.pairs}
+    return {photograph.split("/")[1] for photograph, _ in split.frames}
 
 
 def test_validation_counts_all_depths_about_equally_often() -> None:
@@ -151,9 +152,14 @@ def save_mask(path: Path, shape: tuple[int, ...]) -> None:
         (PHOTOGRAPH, Path.unlink, FileNotFoundError, "study_0003_out/1.jpg"),
         (DEPTH, truncate, ValueError, "study_0003_out/1.png"),
         (PHOTOGRAPH, truncate, ValueError, "study_0003_out/1.jpg"),
-        (DEPTH, lambda path: Image.new("L", (640, 400)).save(path), ValueError, "4 : 3"),
+        (
+            DEPTH,
+            lambda path: Image.new("L", (640, 400)).save(path),
+            ValueError,
+            r"1.png \(nyu2_train.csv, row 4",
+        ),
         (DEPTH, lambda path: Image.new("RGB", (640, 480)).save(path), ValueError, "I;16"),
-        (DEPTH, lambda path: Image.new("P", (640, 480)).save(path), ValueError, "but got mode P"),
+        (DEPTH, lambda path: Image.new("P", (640, 480)).save(path), ValueError, "mode P .* 4 : 3"),
         ("nyu2_test.csv", Path.unlink, FileNotFoundError, "nyu2_test.csv"),
         (
             "nyu2_train.csv",
@@ -208,22 +214,67 @@ def test_check_names_the_first_count_that_differs(splits: Splits) -> None:
         check(splits)
 
 
-def test_download_lays_the_archive_and_the_mask_below_the_folder(
-    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_check_counts_photographs_and_pixels(
+    splits: Splits, miniature: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake_fetch(url: str, path: Path) -> None:
+    mask = np.load(miniature / "test_balanced_mask.npy") > 0
+    test = [bins_of_crop(path, 1000) for path in sorted(miniature.glob("nyu2_test/*_depth.png"))]
+    train = [bins_of_crop(path, 25.5) for path in sorted(miniature.glob("nyu2_train/*/*.png"))]
+    under_mask = np.bincount(np.concatenate([d[m] for d, m in zip(test, mask, strict=True)]))
+    pixels = np.bincount(np.concatenate(train, axis=None), minlength=100)
+    labels = np.array(REGIONS.labels)
+    found = [
+        *(4, 2, mask.sum(), *under_mask, *[0] * (100 - len(under_mask))),
+        *(pixels[labels == region].sum() for region in ("many", "medium", "few")),
+    ]
+    published = dict(zip(nyud2_dir.PUBLISHED, found, strict=True))
+    monkeypatch.setattr(nyud2_dir, "PUBLISHED", published)
+    check(splits)
+    few = "few-shot pixels for training and validation"
+    published[few] -= 1
+    with pytest.raises(ValueError, match=f"Expected {published[few]} {few}, but"):
+        check(splits)
+
+
+def bins_of_crop(path: Path, units: float) -> NDArray[np.int64]:
+    """Bins of the crop's pixels, an image's units being so many a metre."""
+    crop = np.array(Image.open(path))[1::2, 1::2][6:234, 8:312]
+    return (crop / np.float32(units) * np.float32(10)).astype(int).clip(0, 99)
+
+
+def test_published_pixels_are_those_of_all_crops() -> None:
+    regions = [n for what, n in nyud2_dir.PUBLISHED.items() if "-shot" in what]
+    assert sum(regions) == 50_688 * 228 * 304
+    tested = [n for what, n in nyud2_dir.PUBLISHED.items() if "bin" in what]
+    assert sum(tested) == nyud2_dir.PUBLISHED["test pixels under the mask"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_download_lays_the_archive_and_the_mask_below_the_folder(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    def fake_fetch(url: str, path: Path, *, git_blob: str | None = None) -> None:
         path.parent.mkdir(exist_ok=True)
-        if path.name == "data.zip":
+        if path.suffix == ".zip":
+            assert git_blob is None
             with zipfile.ZipFile(path, "w") as archive:
                 for file in sorted(miniature.glob("nyu2_*/**/*.*")) + sorted(
                     miniature.glob("*.csv")
                 ):
                     archive.write(file, Path("data") / file.relative_to(miniature))
         else:
+            assert git_blob == nyud2_dir.MASK_BLOB
             shutil.copy(miniature / path.name, path)
 
     monkeypatch.setattr(nyud2_dir, "fetch", fake_fetch)
+    if interrupted:
+        # The tables and some images were unpacked already.
+        fake_fetch("", tmp_path / "nyud2" / nyud2_dir.ARCHIVE)
+        shutil.copy(miniature / "nyu2_train.csv", tmp_path / "nyud2")
+        (tmp_path / "nyud2" / PHOTOGRAPH).parent.mkdir(parents=True)
+        (tmp_path / "nyud2" / PHOTOGRAPH).touch()
     nyud2_dir.download(tmp_path / "nyud2")
+    assert not list((tmp_path / "nyud2").glob("*.zip"))
     assert len(load(tmp_path / "nyud2").test) == 2
 
 

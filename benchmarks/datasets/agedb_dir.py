@@ -10,7 +10,7 @@ TABLE_URL = (
     "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/"
     "a6fdc45d45c04e6f5c40f43925bc66e580911084/agedb-dir/data/agedb.csv"
 )
-TABLE_SHA256 = "ab9f8d4c7099a9d74ec5094c42b6fe9f1927a166a48d2ab800a88b2fd6081252"
+TABLE_BLOB = "78abfdb939ff5cf68672cf11ee9b84a0eb9e990a"
 HOMEPAGE = "https://ibug.doc.ic.ac.uk/resources/agedb/"
 
 
@@ -20,7 +20,7 @@ def download(root: Path) -> None:
     Raises:
         FileNotFoundError: If the images are not there, which only their authors give.
     """
-    fetch(TABLE_URL, root / TABLE, sha256=TABLE_SHA256)
+    fetch(TABLE_URL, root / TABLE, git_blob=TABLE_BLOB)
     if not (root / "AgeDB").is_dir():
         raise FileNotFoundError(
             f"Expected the images in {root / 'AgeDB'}, but there is no such folder: ask the "

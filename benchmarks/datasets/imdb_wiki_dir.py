@@ -11,12 +11,13 @@ TABLE_URL = (
     "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/"
     "a6fdc45d45c04e6f5c40f43925bc66e580911084/imdb-wiki-dir/data/imdb_wiki.csv"
 )
+TABLE_BLOB = "c1512e3da0de9076a0793b982c9a74cd872c0d8b"
 HOMEPAGE = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/"
 
 
 def download(root: Path) -> None:
     """Fetch the table and the images, eight gigabytes packed, below ``root``."""
-    fetch(TABLE_URL, root / TABLE)
+    fetch(TABLE_URL, root / TABLE, git_blob=TABLE_BLOB)
     for name in ("imdb_crop", "wiki_crop"):
         if not (root / name).exists():
             _download_images(root, name)

@@ -13,9 +13,11 @@ keeps the nearest depth where the benchmark code mixes depths by a spline.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -23,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.files import check_images, checksum, fetch, read_csv, unpack
@@ -32,6 +35,8 @@ from benchmarks.protocol import Dataset, Recipe, Splits
 TRAIN_FILE, TEST_FILE = "nyu2_train.csv", "nyu2_test.csv"
 MASK_FILE = "test_balanced_mask.npy"
 ARCHIVE_URL = "https://drive.google.com/uc?id=1WoOZOBpOWfmwe7bknWS5PMUCLBPFKTOw"
+ARCHIVE = ".nyud2_dir.zip"
+"""The archive's name below the folder, until it is unpacked."""
 MASK_URL = (
     "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/"
     "a6fdc45d45c04e6f5c40f43925bc66e580911084/nyud2-dir/data/test_balanced_mask.npy"
@@ -39,8 +44,13 @@ MASK_URL = (
 
 SCALED = (320, 240)
 """Width and height of a photograph, as Pillow takes them."""
+DEPTH_MODES = ("L", "I", "I;16")
+"""What Pillow calls the modes of grey images of 8 and 16 bits."""
 CROPPED = (228, 304)
 """Height and width that the network sees."""
+MASK_BLOB = "156c67de7a6901c50f15b011e07c42c67e6203c3"
+"""Checksum of the mask in git."""
+
 HELD_OUT = 20
 """Of so many rooms one is for validation."""
 SAMPLED = 200
@@ -58,7 +68,21 @@ REGIONS = ShotRegions(
     BINS, ["many" if k in MANY else "medium" if k in MEDIUM else "few" for k in range(len(BINS))]
 )
 
-Pair = tuple[str, str]
+PUBLISHED = {
+    "photographs for training and validation": 50_688,
+    "photographs for testing": 654,
+    "test pixels under the mask": 870_201,
+    **{f"of them in bin {k}": 9357 if k >= 7 else 0 for k in range(len(BINS))},
+    **{
+        f"{region}-shot pixels for training and validation": int(
+            COUNTS[REGIONS.bin_mask(region)].sum()
+        )
+        for region in ("many", "medium", "few")
+    },
+}
+"""What :func:`check` counts, in its order."""
+
+Frame = tuple[str, str]
 """Where a photograph and its depth lie, below the folder."""
 
 
@@ -67,7 +91,7 @@ class Frames:
 
     Args:
         root: Folder of the data.
-        pairs: The files.
+        frames: The files.
         counted: Which pixels of the crop count, a function of the sample's index and its depths.
             Without it, all do, and nothing is cropped.
     """
@@ -77,20 +101,20 @@ class Frames:
     def __init__(
         self,
         root: Path,
-        pairs: list[Pair],
+        frames: list[Frame],
         counted: Callable[[int, Tensor], Tensor] | None = None,
     ) -> None:
         self.root = root
-        self.pairs = pairs
+        self.frames = frames
         self.counted = counted
 
     def __len__(self) -> int:
         """Return the number of photographs."""
-        return len(self.pairs)
+        return len(self.frames)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return a photograph, ``(3, H, W)`` of 8 bits, and its depths in metres, ``(H, W)``."""
-        photograph, depth = self.pairs[index % len(self)]
+        photograph, depth = self.frames[index % len(self)]
         image, depths = _read_photograph(self.root / photograph), _read_depths(self.root / depth)
         if self.counted is None:
             return image, depths
@@ -107,14 +131,14 @@ def load(root: Path | None) -> Splits:
     """
     if root is None:
         raise ValueError("Expected the folder that holds NYUD2-DIR, but got none.")
-    train, test = _read_pairs(root, TRAIN_FILE), _read_pairs(root, TEST_FILE)
+    train, test = _read_frames(root, TRAIN_FILE), _read_frames(root, TEST_FILE)
     mask = _read_mask(root / MASK_FILE, len(test))
-    rooms = sorted({_room(pair) for pair in train})
+    rooms = sorted({_room(frame) for frame in train})
     held_out = set(rooms[::HELD_OUT])
     if len(rooms) == len(held_out):
         raise ValueError(f"Expected at least two rooms in {root / TRAIN_FILE}, but got {rooms}.")
-    training = [pair for pair in train if _room(pair) not in held_out]
-    validation = [pair for pair in train if _room(pair) in held_out]
+    training = [frame for frame in train if _room(frame) not in held_out]
+    validation = [frame for frame in train if _room(frame) in held_out]
     return Splits(
         train=Frames(root, training),
         validation=Frames(root, validation, _equally_often),
@@ -124,36 +148,51 @@ def load(root: Path | None) -> Splits:
         checksum=checksum(
             root,
             [TRAIN_FILE, TEST_FILE, MASK_FILE],
-            [file for pair in train + test for file in pair],
+            [file for frame in train + test for file in frame],
         ),
     )
 
 
 def check(splits: Splits) -> None:
     """Raise ``ValueError`` at the first count that is not that of the published data."""
-    frames = len(splits.train) + len(splits.validation)
-    maps = [splits.test[index][1] for index in range(len(splits.test))]
-    counts = BINS.counts(torch.cat([depths[~depths.isnan()] for depths in maps]))
-    for what, expected, found in [
-        ("photographs for training and validation", 50_688, frames),
-        ("photographs for testing", 654, len(splits.test)),
-        ("test pixels under the mask", 870_201, int(counts.sum())),
-        *((f"of them in bin {k}", 9357 if k >= 7 else 0, n) for k, n in enumerate(counts.tolist())),
-    ]:
+    for (what, expected), found in zip(PUBLISHED.items(), _count(splits), strict=True):
         if found != expected:
             raise ValueError(f"Expected {expected} {what}, but got {found}.")
 
 
+def _count(splits: Splits) -> Iterator[int]:
+    """Yield what there is of each entry of ``PUBLISHED``; what takes minutes comes last."""
+    yield len(splits.train) + len(splits.validation)
+    yield len(splits.test)
+    test = [splits.test[index][1] for index in range(len(splits.test))]
+    pixels = sum(BINS.counts(depths[~depths.isnan()]) for depths in test)
+    yield int(pixels.sum())
+    yield from pixels.tolist()
+    pixels = _count_crops(splits.train) + _count_crops(splits.validation)
+    for region in ("many", "medium", "few"):
+        yield int(pixels[REGIONS.bin_mask(region)].sum())
+
+
+def _count_crops(split: Frames) -> Tensor:
+    """Return how many pixels of the crops each bin has, all of them counting."""
+
+    def count(frame: Frame) -> Tensor:
+        return BINS.counts(_crop(_read_depths(split.root / frame[1])))
+
+    with ThreadPool(os.cpu_count()) as pool:
+        counts = pool.imap(count, split.frames, chunksize=16)
+        return sum(tqdm(counts, "Counting pixels", len(split), delay=2, leave=False))
+
+
 def download(root: Path) -> None:
     """Fetch the benchmark code's archive, some gigabytes, and its mask below ``root``."""
-    if not (root / TRAIN_FILE).is_file():
-        fetch(ARCHIVE_URL, root / "data.zip")
-        unpack(root / "data.zip", root)
-        for entry in sorted((root / "data").iterdir()):
-            entry.rename(root / entry.name)
-        (root / "data").rmdir()
-        (root / "data.zip").unlink()
-    fetch(MASK_URL, root / MASK_FILE)
+    archive = root / ARCHIVE
+    if archive.exists() or not (root / TRAIN_FILE).is_file():
+        fetch(ARCHIVE_URL, archive)
+        unpack(archive, root, without="data/")
+        # While it is there, unpacking is not done.
+        archive.unlink()
+    fetch(MASK_URL, root / MASK_FILE, git_blob=MASK_BLOB)
 
 
 def write_miniature(root: Path) -> None:
@@ -194,15 +233,25 @@ def _save(path: Path, values: Tensor, dtype: type[np.generic]) -> None:
     Image.fromarray(values.round().numpy().astype(dtype)).save(path)
 
 
-def _read_pairs(root: Path, table: str) -> list[Pair]:
+def _read_frames(root: Path, table: str) -> list[Frame]:
     """Return the files that a table names, all checked, without the ``data/`` before them."""
-    pairs, files = [], []
+    frames, places = [], []
     for place, row in read_csv(root / table, ("photograph", "depth"), header=False):
         photograph, depth = (name.removeprefix("data/") for name in row.values())
-        pairs.append((photograph, depth))
-        files += [(photograph, place), (depth, place)]
-    check_images(root, files)
-    return pairs
+        frames.append((photograph, depth))
+        places.append(place)
+    for files, modes in zip(zip(*frames, strict=True), (("RGB",), DEPTH_MODES), strict=True):
+        check_images(root, list(zip(files, places, strict=True)), partial(_check_image, modes))
+    return frames
+
+
+def _check_image(modes: tuple[str, ...], image: Image.Image) -> None:
+    """Raise unless an image is of one of some modes, as Pillow names them, and 4 : 3 in size."""
+    if image.mode not in modes or 3 * image.width != 4 * image.height:
+        raise ValueError(
+            f"mode {image.mode} and size {image.size} instead of mode {' or '.join(modes)} and a "
+            "size of 4 : 3"
+        )
 
 
 def _read_mask(path: Path, size: int) -> Tensor:
@@ -221,27 +270,20 @@ def _read_mask(path: Path, size: int) -> Tensor:
 
 def _read_photograph(path: Path) -> Tensor:
     """Return a photograph of 8 bits, shape ``(3, 240, 320)``."""
-    values = _read_scaled(path, ("RGB",), Image.Resampling.BILINEAR)
+    values = _read_scaled(path, Image.Resampling.BILINEAR)
     return torch.from_numpy(values).permute(2, 0, 1)
 
 
 def _read_depths(path: Path) -> Tensor:
     """Return depths in metres, shape ``(240, 320)``: 8 bits are 10 m, 16 bits are millimetres."""
-    values = _read_scaled(path, ("L", "I", "I;16"), Image.Resampling.NEAREST)
+    values = _read_scaled(path, Image.Resampling.NEAREST)
     depths = torch.from_numpy(values.astype(np.float32))
     return depths / 255 * 10 if values.dtype == np.uint8 else depths / 1000
 
 
-def _read_scaled(
-    path: Path, modes: tuple[str, ...], resampling: Image.Resampling
-) -> NDArray[np.generic]:
-    """Return the values of an image of one of some modes, as Pillow names them."""
+def _read_scaled(path: Path, resampling: Image.Resampling) -> NDArray[np.generic]:
+    """Return the values of an image."""
     with Image.open(path) as image:
-        if image.mode not in modes or 3 * image.width != 4 * image.height:
-            raise ValueError(
-                f"Expected an image of mode {' or '.join(modes)} and 4 : 3 in size at {path}, but "
-                f"got mode {image.mode} and size {image.size}."
-            )
         return np.array(image.resize(SCALED, resampling))
 
 
@@ -252,9 +294,9 @@ def _crop(values: Tensor) -> Tensor:
     return values[..., top : top + height, left : left + width]
 
 
-def _room(pair: Pair) -> str:
+def _room(frame: Frame) -> str:
     """Return the room of a photograph: its folder, of which the letter is a part of the room."""
-    return re.sub(r"(\d)[a-z]?_out$", r"\1", PurePath(pair[0]).parent.name)
+    return re.sub(r"(\d)[a-z]?_out$", r"\1", PurePath(frame[0]).parent.name)
 
 
 def _under_mask(mask: Tensor, index: int, depths: Tensor) -> Tensor:
@@ -270,9 +312,9 @@ def _equally_often(index: int, depths: Tensor) -> Tensor:
     return draws < chances[BINS.index(depths)]
 
 
-def _sample(root: Path, pairs: list[Pair]) -> Tensor:
+def _sample(root: Path, frames: list[Frame]) -> Tensor:
     """Return depths of some training pixels, shape ``(N,)``."""
-    some = pairs[:: max(1, len(pairs) // SAMPLED)]
+    some = frames[:: max(1, len(frames) // SAMPLED)]
     depths = torch.cat(
         [_crop(_read_depths(root / depth))[::14, ::19].flatten() for _, depth in some]
     )
