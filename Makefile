@@ -13,7 +13,7 @@ demo: .venv/demo
 
 test: .venv/test lint docs
 	$(BIN)/python -m benchmarks table --check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 lint: .venv/test
 	$(BIN)/ruff format --check

@@ -1,7 +1,7 @@
 """What an experiment is made of: a data set, a method, and the record of a run."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -210,19 +210,3 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON can hold it."""
         return asdict(self)
-
-
-def normalize(recipe: Recipe, mean_weight: float) -> Recipe:
-    """Return the recipe for weights of mean 1 that trains as ``recipe`` does with raw ones.
-
-    With momentum SGD, raw weights of mean s equal weights of mean 1 with s times the learning rate
-    and 1/s times the weight decay.
-    """
-    if recipe.normalized:
-        return recipe
-    return replace(
-        recipe,
-        normalized=True,
-        lr=recipe.lr * mean_weight,
-        weight_decay=recipe.weight_decay / mean_weight,
-    )

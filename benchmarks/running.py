@@ -15,9 +15,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from benchmarks.protocol import Recipe
+from benchmarks.recipes import described_recipe, resolved_recipe
 from benchmarks.registry import get_dataset, get_method
 from benchmarks.store import read_record, record_path, write_json
-from benchmarks.training import described_recipe, resolved_recipe, train
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,9 @@ def _start_worker(queue: SimpleQueue[int], threads: int) -> None:
 
 def _run(run: Run, resume: bool) -> str:
     """Train, write the record, clear up; return the name of the run."""
+    # Lightning takes seconds to import, which who only waits for the runs is spared.
+    from benchmarks.training import train
+
     folder = run.path.with_name(f".seed-{run.seed}")
     folder.mkdir(parents=True, exist_ok=True)
     # A killed parent's worker may live on to the end of its epoch.

@@ -23,18 +23,9 @@ from torch.nn import functional
 from balanced_sam.torchmetrics import RegionMetrics
 from benchmarks.data import evaluation_batches, training_batches
 from benchmarks.evaluation import REGIONS, Evaluation, or_none
-from benchmarks.protocol import (
-    CONSTANTS,
-    Dataset,
-    Method,
-    Recipe,
-    Record,
-    Split,
-    Splits,
-    Stage,
-    normalize,
-)
+from benchmarks.protocol import Dataset, Recipe, Record, Split, Splits, Stage
 from benchmarks.provenance import provenance
+from benchmarks.recipes import described_recipe
 from benchmarks.registry import get_dataset, get_method
 
 WATCHED = ("validation", "test")
@@ -175,25 +166,6 @@ class History(Callback):
         self.seconds = state_dict["seconds"]
 
 
-def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bool) -> Recipe:
-    """Return the recipe a run uses: the data set's, with weights of mean 1 or not, changed."""
-    if "normalized" in changes:
-        raise ValueError("Expected --normalized, which converts the recipe, not --set normalized.")
-    unknown = sorted(changes.keys() - dataclasses.asdict(dataset.recipe).keys())
-    if unknown:
-        raise ValueError(f"Expected entries of the recipe {dataset.recipe}, but got {unknown}.")
-    recipe = normalize(dataset.recipe, dataset.mean_weight) if normalized else dataset.recipe
-    return dataclasses.replace(recipe, **changes)
-
-
-def described_recipe(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """Return what the method uses of the recipe, and the epochs of each stage, for the record."""
-    entries = dataclasses.asdict(recipe)
-    for name in CONSTANTS - set(method.constants):
-        del entries[name]
-    return entries | {"stage_epochs": [stage.epochs for stage in method.stages(recipe)]}
-
-
 def train(
     dataset_name: str,
     method_name: str,
@@ -252,9 +224,11 @@ def train(
             best = kept["best_validation"]
             best_epoch = len(history) + int(best["epoch"])
             history += epochs.epochs
+        # Several selections may have kept the same epoch.
+        epochs_kept = {checkpoint["epoch"]: checkpoint for checkpoint in kept.values()}
         evaluations = {
-            selection: _evaluate(trainer, module, splits.test, checkpoint)
-            for selection, checkpoint in kept.items()
+            epoch: _evaluate(trainer, module, splits.test, checkpoint)
+            for epoch, checkpoint in epochs_kept.items()
         }
     return Record(
         dataset=dataset_name,
@@ -263,11 +237,11 @@ def train(
         recipe=described_recipe(recipe, method),
         history=history,
         best_epoch=best_epoch,
-        results={name: evaluation.result() for name, evaluation in evaluations.items()},
+        results={name: evaluations[part["epoch"]].result() for name, part in kept.items()},
         passes=passes,
         seconds=round(seconds, 1),
         provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
-        samples=evaluations["last_epoch"].samples(),
+        samples=evaluations[kept["last_epoch"]["epoch"]].samples(),
     )
 
 
@@ -302,6 +276,8 @@ def _checkpoints(dataset: Dataset, folder: Path) -> dict[str, ModelCheckpoint]:
             folder,
             selection,
             monitor=monitor,
+            # Only the last one is gone on with; the optimizer's state is twice the network's.
+            save_weights_only=monitor is not None,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )

@@ -24,9 +24,10 @@ from benchmarks.datasets import rotated_digits
 from benchmarks.evaluation import sample_sums
 from benchmarks.intervals import paired_difference
 from benchmarks.protocol import Recipe, Record
+from benchmarks.recipes import described_recipe, resolved_recipe
 from benchmarks.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.store import COMMITTED, read_record, read_records, write_json
-from benchmarks.training import _checkpoints, described_recipe, resolved_recipe, train
+from benchmarks.training import _checkpoints, train
 
 ROOT = Path(__file__).parent.parent
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
@@ -133,7 +134,7 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
     method: str, quick: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, data = quick
-    recipe = short(dataset, epochs=4, batch_size=16)
+    recipe = short(dataset, epochs=4, batch_size=16 if dataset in LARGE else 256)
     whole = train(dataset, method, 1, recipe, folder=tmp_path / "whole", data=data)
     epochs = 0
 
@@ -158,12 +159,9 @@ def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
     assert np.isfinite(record.results["last_epoch"]["regions"]["All"][get_dataset(name).metrics[0]])
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "size"), [("rotated_digits", {}), ("agedb_dir", {"images": 10})])
-def test_killed_command_goes_on_from_what_was_finished(
-    name: str, size: dict[str, int], tmp_path: Path
-) -> None:
-    get_dataset(name).write_miniature(tmp_path / "data", **size)
+def test_killed_command_goes_on_from_what_was_finished(tmp_path: Path) -> None:
+    name = "rotated_digits"
+    get_dataset(name).write_miniature(tmp_path / "data")
     command = [sys.executable, "-m", "benchmarks", "run", name, "vanilla", "bsam", "--resume"]
     command += ["--data", str(tmp_path / "data"), "--set", "epochs=2", "--set", "batch_size=512"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -18,7 +18,8 @@ from benchmarks.face_augmentation import FaceAugmentation
 from benchmarks.face_images import Faces, random_box
 from benchmarks.faces import BINS
 from benchmarks.loading import summary
-from benchmarks.protocol import Dataset, Splits, normalize
+from benchmarks.protocol import Dataset, Splits
+from benchmarks.recipes import normalize
 
 DATASETS = {"agedb_dir": agedb_dir.DATASET, "imdb_wiki_dir": imdb_wiki_dir.DATASET}
 AGEDB = agedb_dir.DATASET

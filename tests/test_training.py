@@ -15,9 +15,10 @@ from benchmarks import training
 from benchmarks.data import Draws, Samples, training_batches
 from benchmarks.objectives import weighted
 from benchmarks.optimizers import SCHEDULES
-from benchmarks.protocol import CONSTANTS, Dataset, Recipe, Splits, normalize
+from benchmarks.protocol import CONSTANTS, Dataset, Recipe, Splits
+from benchmarks.recipes import normalize, resolved_recipe
 from benchmarks.registry import get_dataset, get_method, method_names
-from benchmarks.training import resolved_recipe, train
+from benchmarks.training import train
 
 DIGITS = get_dataset("rotated_digits")
 
