@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +103,34 @@ def test_no_map_is_kept() -> None:
     del predictions, targets
     assert [reference() for reference in kept] == [None, None]
     assert sizes == [12, 12, 12]
+
+
+GROWTH = """
+import resource, torch
+from benchmarks.datasets.nyud2_dir import DATASET
+from benchmarks.evaluation import Evaluation
+
+def peak_mebibytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+torch.set_num_threads(1)
+evaluation, peaks = Evaluation(DATASET), []
+for batch in range(200):
+    targets = 0.7 + 9.2 * torch.rand(33, 31, 43)
+    evaluation.update(targets + torch.randn(targets.shape), targets)
+    if batch in (19, 199):
+        assert evaluation.result()["regions"]["All"]["count"] == (batch + 1) * targets.numel()
+        peaks.append(peak_mebibytes())
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_ten_times_the_pixels_of_nyud2_take_no_more_memory() -> None:
+    # 8.8 million pixels; predictions and targets of them would fill 67 MiB.
+    command = [sys.executable, "-c", GROWTH]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    assert float(done.stdout) < 20
 
 
 def test_a_region_without_targets_is_nan_and_counts_nothing() -> None:
