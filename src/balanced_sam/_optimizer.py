@@ -208,7 +208,8 @@ class BalancedSAM(Optimizer):
                 loss with other weights or on a part of the batch.
             scaler: The ``GradScaler`` that scales the loss in the closure. The step then ends in
                 ``scaler.step``; calling ``scaler.update()`` afterwards is left to the caller. If
-                the first gradient overflowed the second pass is skipped.
+                the first gradient overflowed the second pass is skipped, unless there is an
+                ``ascent_context``, under which other processes may need it.
 
         Returns:
             The loss of the first call, detached, at w; None without a closure.
@@ -347,12 +348,20 @@ class BalancedSAM(Optimizer):
     def _second_pass(self, closure: Closure, scaler: GradScaler | None) -> Tensor:
         """Return the loss at w + eps, its gradients in place; NaN if the first pass overflowed."""
         perturbation = self._perturbation()
-        if scaler is not None and scaler.is_enabled() and not torch.isfinite(perturbation.norm):
+        if scaler is not None and self._overflowed(perturbation, scaler):
             # The scaler finds the broken gradients and backs off. A forward pass would only carry
             # the overflow into the batch-norm statistics.
             return torch.full((), torch.nan, device=perturbation.norm.device)
         with self._applied(perturbation):
             return _as_scalar(self._evaluate(closure, self._descent_context))
+
+    def _overflowed(self, perturbation: Perturbation, scaler: GradScaler) -> bool:
+        """Return whether the gradients at hand have overflowed, on this and every other process."""
+        # With a context such as `model.no_sync` each process has a gradient of its own. One that
+        # skipped the second pass would let the others wait for ever, so none does: where it
+        # overflowed the weights stay, and its second gradient tells the others.
+        is_own = self._ascent_context is not nullcontext
+        return scaler.is_enabled() and not is_own and not torch.isfinite(perturbation.norm)
 
     def _descend(self, scaler: GradScaler | None) -> None:
         """Let the base optimizer, or the scaler for it, use the gradients at hand."""

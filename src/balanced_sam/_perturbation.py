@@ -76,6 +76,13 @@ def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
         if gradient is None or id(parameter) in seen:
             continue
         seen.add(id(parameter))
+        if getattr(parameter, "_fsdp_flattened", False):
+            raise TypeError(
+                "Expected parameters sharded by FSDP2 (`fully_shard`), but got some that "
+                "`FullyShardedDataParallel` flattened: each process would perturb along its own "
+                "shard's norm."
+            )
+        gradient = _placed_like(parameter, gradient)
         # The last two tell DTensors of different sharding apart; a plain tensor has neither.
         key = (
             rho,
@@ -90,6 +97,19 @@ def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
         bucket.parameters.append(parameter)
         bucket.gradients.append(gradient.coalesce() if gradient.is_sparse else gradient)
     return list(buckets.values())
+
+
+@torch.no_grad()
+def _placed_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient, of a DTensor with the placements of its parameter.
+
+    Under tensor parallelism the gradient of a replicated parameter is a partial sum on each rank.
+    """
+    placements = getattr(parameter, "placements", None)
+    if placements is None or gradient.placements == placements:  # type: ignore[attr-defined]
+        return gradient
+    placed: Tensor = gradient.redistribute(placements=placements)  # type: ignore[attr-defined]
+    return placed
 
 
 @torch.no_grad()
