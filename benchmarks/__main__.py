@@ -77,7 +77,7 @@ def _add_labels(commands: Commands) -> None:
     parser = commands.add_parser("labels", help="draw and describe how the targets are distributed")
     parser.add_argument("dataset")
     _add_data(parser)
-    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the pictures")
     parser.set_defaults(command=_labels)
 
 
@@ -201,8 +201,10 @@ def _add_plot(commands: Commands) -> None:
     parser = commands.add_parser("plot", help="records to pictures")
     parser.add_argument("dataset")
     parser.add_argument("--methods", nargs="+", metavar="method", help="which, in their order")
-    parser.add_argument("--selection", default="best_validation")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument(
+        "--selection", default="best_validation", choices=("best_validation", "last_epoch")
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the pictures")
     _add_records(parser)
     parser.set_defaults(command=_plot)
 
@@ -215,7 +217,7 @@ def _plot(options: argparse.Namespace) -> None:
     path = options.out / f"{name}_error_by_target.png"
     plots.error_by_target(options.records, name, options.selection, path, methods=methods)
     print(path)
-    if plots.has_rho_sweep(name):
+    if options.records == COMMITTED and plots.has_rho_sweep(name):
         path = options.out / f"{name}_rho.png"
         plots.rho_sweep(name, path)
         print(path)

@@ -152,7 +152,8 @@ def fetch(url: str, path: Path, *, git_blob: str | None = None, retries: int = 5
             ) from error
     if git_blob is not None and (found := _git_blob(path)) != git_blob:
         raise ValueError(
-            f"Expected the git checksum {git_blob} of {path}, but got {found}: delete the file to "
+            f"Expected the published file with the git checksum {git_blob} at {path}, but got "
+            f"{found}. A generated miniature needs no `prepare`; otherwise delete the file to "
             f"fetch it anew from {url}."
         )
 

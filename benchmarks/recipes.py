@@ -26,9 +26,17 @@ def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bo
     """Return the recipe a run uses: the data set's, with weights of mean 1 or not, changed."""
     if "normalized" in changes:
         raise ValueError("Expected --normalized, which converts the recipe, not --set normalized.")
-    unknown = sorted(changes.keys() - dataclasses.asdict(dataset.recipe).keys())
+    entries = dataclasses.asdict(dataset.recipe).keys()
+    unknown = sorted(changes.keys() - entries)
     if unknown:
-        raise ValueError(f"Expected entries of the recipe {dataset.recipe}, but got {unknown}.")
+        raise ValueError(
+            f"Expected entries of the recipe, {', '.join(entries)}, but got {unknown}."
+        )
+    for name in ("epochs", "batch_size", "retrain_epochs"):
+        if changes.get(name, 1) < 1:
+            raise ValueError(f"Expected {name} to be at least 1, but got {changes[name]}.")
+    if changes.get("rho", 0) < 0:
+        raise ValueError(f"Expected rho to be non-negative, but got {changes['rho']}.")
     recipe = normalize(dataset.recipe, dataset.mean_weight) if normalized else dataset.recipe
     return dataclasses.replace(recipe, **changes)
 

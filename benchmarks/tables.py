@@ -24,7 +24,7 @@ ORDER = (
 )
 REFERENCES = ("vanilla", "sqinv")
 CLAIMS = (
-    *(("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam")),
+    *(("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam"), ("bsam", "bsam_descent_only")),
     *(("bsam", "rrt"), ("bsam", "balanced_mse_gai"), ("bsam_inv", "inv")),
 )
 """The comparisons that the library stands or falls with: with what it is made of, with the control
@@ -153,17 +153,20 @@ def report(root: Path, name: str) -> str:
         parts += [f"Our own choice, as the literature gives none: {dataset.ours}."]
     if runs := [run for group in records.values() for run in group]:
         scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
-        parts += [f"Weights of {scale}; {_tuned(runs)}."]
+        epochs = "/".join(str(n) for n in sorted({run.recipe["epochs"] for run in runs}))
+        parts += [f"{epochs} epochs; weights of {scale}; {_tuned(runs)}."]
+    else:
+        parts += [f"No records in {root / name}."]
     for selection, words in SELECTIONS.items():
         if not any(selection in run.results for run in runs):
             continue
         for metric in dataset.metrics:
             parts += [f"## {metric}, {words}", summary(root, name, selection, metric)]
-            parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
+            references = [reference for reference in REFERENCES if reference in records]
+            if references:
+                parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
             parts += [
-                differences(root, name, selection, metric, reference)
-                for reference in REFERENCES
-                if reference in records
+                differences(root, name, selection, metric, reference) for reference in references
             ]
         parts += ["Whether the gain of BSAM survives its interval:", claims(root, name, selection)]
     paper = _published(dataset.published)
@@ -243,7 +246,8 @@ def _claim(
     runs = [run for run in records[reference] if run.seed in seeds]
     mean = statistics.mean(run.results[selection]["regions"][region][metric] for run in runs)
     cell = _interval(value, low, high, metric)
-    return [cell, _percent(100 * value / mean), "yes" if high < 0 else "no"]
+    survives = "yes" if high < 0 else "no, worse" if low > 0 else "no"
+    return [cell, _percent(100 * value / mean), survives]
 
 
 def _ordered(records: Records) -> list[str]:

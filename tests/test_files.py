@@ -251,7 +251,7 @@ def test_fetch_of_what_is_not_there_names_the_url(
 def test_fetch_of_another_content_names_both_checksums(
     tmp_path: Path, server: tuple[str, type[Server]]
 ) -> None:
-    with pytest.raises(ValueError, match=f"git checksum {'0' * 40} of .*, but got {BLOB}"):
+    with pytest.raises(ValueError, match=f"git checksum {'0' * 40} at .*, but got {BLOB}"):
         fetch(f"{server[0]}/file.bin", tmp_path / "file.bin", git_blob="0" * 40)
 
 

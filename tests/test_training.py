@@ -255,6 +255,20 @@ def test_normalized_is_no_entry_to_set() -> None:
         resolved_recipe(DIGITS, changes={"normalized": False}, normalized=False)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs to be at least 1, but got 0"),
+        ({"batch_size": -1}, "batch_size to be at least 1, but got -1"),
+        ({"rho": -0.1}, "rho to be non-negative, but got -0.1"),
+        ({"epoch": 1}, r"entries of the recipe, .*epochs, .* but got \['epoch'\]"),
+    ],
+)
+def test_recipe_refuses_what_cannot_be_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolved_recipe(DIGITS, changes=changes, normalized=False)
+
+
 def test_inv_has_the_mean_of_sqinv_on_the_raw_scale() -> None:
     agedb = get_dataset("agedb_dir")
     counts = agedb.counts["train"]
