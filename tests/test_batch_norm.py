@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from balanced_sam import BalancedSAM, frozen_running_stats
 
+pytestmark = pytest.mark.works_with("batch_norm")
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(3), (4, 3)),
     "BatchNorm1d_sequence": (lambda: nn.BatchNorm1d(3), (4, 3, 5)),

@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from balanced_sam import BalancedSAM, LambdaRho, frozen_running_stats, weighted_mean
 
+pytestmark = pytest.mark.works_with("checkpoints")
+
 BASES = {
     "sgd": partial(torch.optim.SGD, lr=0.05),
     "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),

@@ -47,7 +47,7 @@ def test_every_page_is_in_the_toctree_once() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     fences = re.findall(r"^(?:`{3,}|:{3,})(\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    run = {"{testsetup}", "{testcode}", "{testoutput}", "{doctest}"}
+    run = {"{testsetup}", "{testcleanup}", "{testcode}", "{testoutput}", "{doctest}"}
     other = {"{eval-rst}", "{include}", "{toctree}", "{warning}", "{note}", "sh"}
     directives = {fence.split("}")[0] + "}" if fence.startswith("{") else fence for fence in fences}
     assert directives <= run | other

@@ -1,6 +1,7 @@
 """Move parameters along their gradients and back, exactly, wherever they live."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Perturbation:
         Can be entered once. The gradients are used up: their values are undefined afterwards.
         """
         _check_no_parametrization_cache()
+        _check_resharded(self._buckets)
         parameters = [_local(bucket.parameters) for bucket in self._buckets]
         with torch.no_grad():
             saved = [_clone(tensors) for tensors in parameters]
@@ -195,3 +197,22 @@ def _check_no_parametrization_cache() -> None:
             "Expected the step to run outside `torch.nn.utils.parametrize.cached()`, whose cached "
             "weights hide the perturbation. Open it inside the closure instead."
         )
+
+
+def _check_resharded(buckets: list[_Bucket]) -> None:
+    """Raise where FSDP2 holds gathered weights, which the second pass would take for its own."""
+    # Read, not imported: it is there if something is sharded. Nothing public leads from a sharded
+    # parameter to its module.
+    states = sys.modules.get("torch.distributed._composable_state")
+    ours = {id(p) for bucket in buckets for p in bucket.parameters if hasattr(p, "placements")}
+    if states is None or not ours:
+        return
+    for reference in getattr(states, "_module_state_mapping", {}).values():
+        for group in getattr(reference(), "_fsdp_param_groups", ()):
+            if group.is_unsharded and any(id(p.sharded_param) in ours for p in group.fsdp_params):
+                raise RuntimeError(
+                    "Expected FSDP2 to have resharded the weights after the first pass, but some "
+                    "are still gathered and would hide the perturbation: leave "
+                    "`set_reshard_after_backward` on in the last backward pass, and call "
+                    "`model.reshard()` after a forward pass that no backward pass follows."
+                )
