@@ -56,11 +56,21 @@ ROWS = {
         "`torch.distributed.checkpoint`",
         "goes on exactly on another number of processes",
     ),
+    "compile": (
+        "`torch.compile`",
+        "of the model (one graph for both passes), of the closure, of a manual loop",
+    ),
     "lightning": (
-        "Lightning",
-        "automatic and manual optimization; not `accumulate_grad_batches`",
+        "Lightning, Fabric",
+        "automatic and manual optimization; not `accumulate_grad_batches`, not 16-mixed with "
+        "automatic optimization",
     ),
     "accelerate": ("Accelerate", "`prepare`, `save_state`, `load_state`; not `accumulate()`"),
+    "transformers": (
+        "transformers' `Trainer`",
+        "not as it is: it calls `step()` alone, which raises; with a `training_step` of three "
+        "lines, see the docs",
+    ),
     "half_weights": (
         "weights stored in 16 bits",
         "work, with a warning: most coordinates do not move by less than their rounding",

@@ -1,5 +1,6 @@
 """Every learning-rate scheduler of torch drives BalancedSAM as it drives the bare base."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -14,6 +15,8 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler, swa_utils
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from balanced_sam import BalancedSAM, frozen_running_stats
+
+pytestmark = pytest.mark.works_with("schedulers")
 
 STEPS = 8
 METRICS = [3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0]
@@ -303,6 +306,46 @@ def test_averaging_with_zero_rho_is_bit_equal_to_that_of_the_bare_base(
     assert averages[0].keys() == averages[1].keys()
     for name, value in averages[0].items():
         assert torch.equal(value, averages[1][name]), name
+
+
+AVERAGES: dict[str, Callable[..., None] | None] = {"swa": None, "ema": get_ema_multi_avg_fn(0.5)}
+
+
+@pytest.mark.parametrize("fails_in", ["pass 1", "pass 2", "neither"])
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+def test_average_is_of_restored_weights_also_where_a_closure_fails(
+    average: Callable[..., None] | None, fails_in: str
+) -> None:
+    model = make_model()
+    optimizer = BalancedSAM(groups_of(model), BASES["SGD"], rho=0.3)
+    averaged = AveragedModel(model, multi_avg_fn=average)
+    # The base's hooks fire where the weights are restored: before its step, and after.
+    restored: list[Tensor] = [model[0].weight.detach().clone()]
+    optimizer.register_step_post_hook(lambda *_: restored.append(model[0].weight.detach().clone()))
+    seen, perturbed = [], []
+    for step, inputs in enumerate(make_batches()):
+        closure = make_closure(model, inputs)
+
+        def failing(step: int = step, closure: Callable[[], Tensor] = closure) -> Tensor:
+            loss = closure()
+            if optimizer.is_perturbed:
+                perturbed.append(model[0].weight.detach().clone())
+            if step % 3 == 1 and fails_in == ("pass 2" if optimizer.is_perturbed else "pass 1"):
+                raise FloatingPointError
+            return loss
+
+        with contextlib.suppress(FloatingPointError):
+            optimizer.step(failing)
+        averaged.update_parameters(model)
+        seen.append(restored[-1])
+    assert len(restored) == 1 + STEPS - (0 if fails_in == "neither" else 3)
+    expected = torch.stack(seen).mean(0)
+    if average is not None:
+        expected = seen[0]
+        for weight in seen[1:]:
+            expected = expected.lerp(weight, 0.5)
+    torch.testing.assert_close(averaged.module[0].weight, expected)
+    assert all(not torch.equal(weight, other) for weight in perturbed for other in seen)
 
 
 def test_update_bn_after_frozen_steps_gives_the_statistics_of_the_averaged_model() -> None:

@@ -1,7 +1,8 @@
-"""BalancedSAM inside trainers, run for real: Lightning automatic and manual, Fabric, accelerate."""
+"""BalancedSAM inside trainers, run for real: Lightning, Fabric, accelerate, transformers."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
+from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from balanced_sam import BalancedSAM, LambdaRho, TargetBins, TargetWeights, weighted_mean
@@ -34,6 +39,18 @@ BASES: dict[str, Callable[[Any], Optimizer]] = {
     "AdamW": partial(AdamW, lr=0.01),
 }
 every_base = pytest.mark.parametrize("make_base", BASES.values(), ids=BASES)
+
+
+@pytest.fixture(autouse=True)
+def accelerate_starts_anew() -> Iterator[None]:
+    """Forget accelerate's settings, such as the precision, which hold for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_scaler() -> GradScaler:
+    """Return a scaler whose scale grows in every run here."""
+    return GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
 
 
 def make_network() -> nn.Module:
@@ -86,7 +103,8 @@ def train_plainly(
     make_base: Callable[[Any], Optimizer] = BASES["SGD"],
     clip: float | None = None,
     scheduled: bool = False,
-    autocast: bool = False,
+    dtype: torch.dtype | None = None,
+    scaler: GradScaler | None = None,
     epochs: int = EPOCHS,
 ) -> dict[str, Tensor]:
     """Return the weights after the loop that every trainer here is held against."""
@@ -96,16 +114,18 @@ def train_plainly(
 
     def closure(batch: Batch) -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             loss = balanced_loss(network, batch)
-        loss.backward()
+        (loss if scaler is None else scaler.scale(loss)).backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), clip)
         return loss
 
     for _ in range(epochs):
         for batch in make_loader():
-            optimizer.step(partial(closure, batch))
+            optimizer.step(partial(closure, batch), scaler=scaler)
+            if scaler is not None:
+                scaler.update()
             for scheduler in schedulers:
                 scheduler.step()
     return weights_of(network)
@@ -154,6 +174,7 @@ def fit(module: pl.LightningModule, root: Path, *, ckpt_path: Path | None = None
     return trainer
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_calls_the_training_step_twice_a_batch_and_counts_one_step(
     tmp_path: Path,
 ) -> None:
@@ -163,6 +184,7 @@ def test_lightning_calls_the_training_step_twice_a_batch_and_counts_one_step(
     assert trainer.global_step == EPOCHS * BATCHES
 
 
+@pytest.mark.works_with("lightning")
 @every_base
 def test_lightning_takes_the_steps_of_a_plain_loop(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -172,6 +194,7 @@ def test_lightning_takes_the_steps_of_a_plain_loop(
     assert_same(weights_of(module.network), train_plainly(make_base=make_base))
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_with_gradient_clipping_takes_the_steps_of_a_loop_that_clips(
     tmp_path: Path,
 ) -> None:
@@ -182,6 +205,7 @@ def test_lightning_with_gradient_clipping_takes_the_steps_of_a_loop_that_clips(
     assert not torch.equal(clipped["0.weight"], train_plainly()["0.weight"])
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_drives_lr_and_rho_schedules_every_step(tmp_path: Path) -> None:
     module = Regressor(scheduled=True)
     trainer = fit(module, tmp_path)
@@ -197,12 +221,14 @@ def test_lightning_drives_lr_and_rho_schedules_every_step(tmp_path: Path) -> Non
     assert trainer.optimizers[0].param_groups[0]["lr"] == expected.get_last_lr()[0]
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_in_bfloat16_takes_the_steps_of_a_loop_under_autocast(tmp_path: Path) -> None:
     module = Regressor()
     fit(module, tmp_path, precision="bf16-mixed")
-    assert_same(weights_of(module.network), train_plainly(autocast=True))
+    assert_same(weights_of(module.network), train_plainly(dtype=torch.bfloat16))
 
 
+@pytest.mark.works_with("lightning")
 @every_base
 def test_lightning_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -222,6 +248,7 @@ def test_lightning_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
         assert_same(mine["state"][index], state)
 
 
+@pytest.mark.works_with("lightning")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to")
 def test_lightning_checkpoint_callback_saves_what_resumes_exactly(tmp_path: Path) -> None:
     callback = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
@@ -234,6 +261,7 @@ def test_lightning_checkpoint_callback_saves_what_resumes_exactly(tmp_path: Path
     assert_same(weights_of(resumed.network), weights_of(whole.network))
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_shows_the_sharpness_of_the_step_to_the_module(tmp_path: Path) -> None:
     class Reader(Regressor):
         def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -247,6 +275,7 @@ def test_lightning_shows_the_sharpness_of_the_step_to_the_module(tmp_path: Path)
     assert all(value > 0 for value in sharpness)
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_gradient_accumulation_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="loop over them inside the closure"):
         fit(Regressor(), tmp_path, accumulate_grad_batches=3)
@@ -289,6 +318,19 @@ class ManualRegressor(Regressor):
         self.manual_backward(balanced_loss(self.network, batch))
         optimizer.step()
 
+    def by_closure_and_scaler(self, batch: Batch, batch_idx: int) -> None:
+        # Lightning's own wrapper would run the closure once and leave the step to the scaler.
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        scaler = self.trainer.precision_plugin.scaler
+
+        def closure() -> Tensor:
+            loss = balanced_loss(self.network, batch)
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure, scaler=scaler)
+        scaler.update()
+
     def _two_passes(self, optimizer: Any, batch: Batch) -> None:
         optimizer.zero_grad()
         self.manual_backward(balanced_loss(self.network, batch))
@@ -298,6 +340,7 @@ class ManualRegressor(Regressor):
             self.states.append(optimizer.is_perturbed)
 
 
+@pytest.mark.works_with("lightning")
 @pytest.mark.parametrize(
     "way", ["by_closure", "by_perturbed_block", "by_perturbed_block_of_the_optimizer_inside"]
 )
@@ -310,6 +353,23 @@ def test_lightning_manual_optimization_takes_the_steps_of_a_plain_loop(
     assert_same(weights_of(module.network), train_plainly())
     if not way.endswith("inside"):
         assert trainer.global_step == EPOCHS * BATCHES
+
+
+def in_float16() -> dict[str, Any]:
+    """Return the options of a Lightning Trainer that scales the loss, as on a GPU."""
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", make_scaler())]}
+
+
+@pytest.mark.works_with("lightning")
+@pytest.mark.parametrize("way", ["by_perturbed_block", "by_closure_and_scaler"])
+def test_lightning_manual_optimization_in_float16_takes_the_steps_of_a_plain_loop(
+    way: str, tmp_path: Path
+) -> None:
+    module, scaler = ManualRegressor(way), make_scaler()
+    trainer = fit(module, tmp_path, **in_float16())
+    assert_same(weights_of(module.network), train_plainly(dtype=torch.float16, scaler=scaler))
+    assert trainer.precision_plugin.scaler.state_dict() == scaler.state_dict()
+    assert scaler.get_scale() > make_scaler().get_scale()
 
 
 class Players(nn.Module):
@@ -381,6 +441,7 @@ def test_two_optimizers_in_a_loop_move_their_own_network_only() -> None:
     assert_same(weights_of(players), play_plainly(1))
 
 
+@pytest.mark.works_with("lightning")
 def test_lightning_manual_optimization_with_two_optimizers_equals_a_plain_loop(
     tmp_path: Path,
 ) -> None:
@@ -411,6 +472,27 @@ def test_lightning_manual_optimization_with_two_optimizers_equals_a_plain_loop(
     assert_same(weights_of(game.players), play_plainly(EPOCHS))
 
 
+@pytest.mark.works_with("lightning")
+def test_fabric_in_float16_takes_the_steps_of_a_plain_loop() -> None:
+    plugin = FabricMixedPrecision("16-mixed", "cpu", make_scaler())
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+    network, scaler = make_network(), make_scaler()
+    model, optimizer = fabric.setup(network, make_optimizer(network))
+    for _ in range(EPOCHS):
+        for batch in fabric.setup_dataloaders(make_loader()):
+            optimizer.zero_grad()
+            fabric.backward(balanced_loss(model, batch))
+            with optimizer.optimizer.perturbed():
+                fabric.backward(balanced_loss(model, batch))
+            optimizer.step()
+    expected = train_plainly(dtype=torch.float16, scaler=scaler)
+    for name, weight in weights_of(network).items():
+        # Fabric rounds the inputs to float16 as well.
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-3)
+    assert plugin.scaler.state_dict() == scaler.state_dict()
+
+
+@pytest.mark.works_with("lightning")
 def test_fabric_takes_the_steps_of_a_plain_loop() -> None:
     fabric = lightning.Fabric(accelerator="cpu", devices=1)
     network = make_network()
@@ -439,10 +521,17 @@ class AcceleratedRun:
         make_base: Callable[[Any], Optimizer] = BASES["SGD"],
         scheduled: bool = False,
         clip: float | None = None,
+        scaler: GradScaler | None = None,
+        **options: Any,
     ) -> None:
         self.accelerator = Accelerator(
-            cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False)
+            cpu=True,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
+            **options,
         )
+        # Without a GPU accelerate trains in float32 where it is told to in float16.
+        self.accelerator.scaler = scaler
+        self.autocast = partial(torch.autocast, "cpu", torch.float16, enabled=scaler is not None)
         self.network = make_network()
         self.clip = clip
         self.calls = 0
@@ -455,7 +544,8 @@ class AcceleratedRun:
     def closure(self, batch: Batch) -> Tensor:
         self.calls += 1
         self.optimizer.zero_grad()
-        loss = balanced_loss(self.model, batch)
+        with self.autocast():
+            loss = balanced_loss(self.model, batch)
         self.accelerator.backward(loss)
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -474,6 +564,7 @@ class AcceleratedRun:
         return history
 
 
+@pytest.mark.works_with("accelerate")
 @every_base
 @pytest.mark.parametrize("clip", [None, 0.1], ids=["unclipped", "clipped"])
 def test_accelerate_takes_the_steps_of_a_plain_loop(
@@ -485,6 +576,7 @@ def test_accelerate_takes_the_steps_of_a_plain_loop(
     assert_same(weights_of(run.network), train_plainly(make_base=make_base, clip=clip))
 
 
+@pytest.mark.works_with("accelerate")
 def test_accelerate_lets_the_schedules_drive_the_optimizer_after_prepare() -> None:
     run = AcceleratedRun(scheduled=True)
     history = run.train(EPOCHS)
@@ -500,6 +592,7 @@ def test_accelerate_lets_the_schedules_drive_the_optimizer_after_prepare() -> No
     assert len({lr for lr, _ in history}) == EPOCHS * BATCHES
 
 
+@pytest.mark.works_with("accelerate")
 def test_schedules_can_be_made_of_the_optimizer_that_accelerate_returns() -> None:
     run = AcceleratedRun()
     run.schedulers = make_schedulers(run.optimizer)
@@ -507,6 +600,7 @@ def test_schedules_can_be_made_of_the_optimizer_that_accelerate_returns() -> Non
     assert_same(weights_of(run.network), train_plainly(scheduled=True))
 
 
+@pytest.mark.works_with("accelerate")
 @every_base
 def test_accelerate_resumed_from_its_state_equals_the_uninterrupted_run(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -525,6 +619,7 @@ def test_accelerate_resumed_from_its_state_equals_the_uninterrupted_run(
         assert_same(mine["state"][index], state)
 
 
+@pytest.mark.works_with("accelerate")
 def test_accelerate_keeps_the_prepared_optimizer_and_its_base_together() -> None:
     run = AcceleratedRun()
     inner = run.optimizer.optimizer
@@ -532,6 +627,7 @@ def test_accelerate_keeps_the_prepared_optimizer_and_its_base_together() -> None
     assert run.optimizer.state is inner.base_optimizer.state
 
 
+@pytest.mark.works_with("accelerate")
 def test_manual_cycle_works_on_the_optimizer_inside_accelerates() -> None:
     run = AcceleratedRun()
     optimizer = run.optimizer.optimizer
@@ -542,6 +638,140 @@ def test_manual_cycle_works_on_the_optimizer_inside_accelerates() -> None:
                 run.closure(batch)
             run.optimizer.step()
     assert_same(weights_of(run.network), train_plainly())
+
+
+@pytest.mark.works_with("accelerate")
+def test_accelerate_in_bfloat16_takes_the_steps_of_a_loop_under_autocast() -> None:
+    run = AcceleratedRun(mixed_precision="bf16")
+    run.train(EPOCHS)
+    assert_same(weights_of(run.network), train_plainly(dtype=torch.bfloat16))
+
+
+@pytest.mark.works_with("accelerate")
+@pytest.mark.parametrize("way", ["closure", "perturbed block"])
+def test_accelerate_in_float16_takes_the_steps_of_a_plain_loop(way: str) -> None:
+    run, scaler = AcceleratedRun(scaler=make_scaler()), make_scaler()
+    optimizer = run.optimizer.optimizer
+    for _ in range(EPOCHS):
+        for batch in run.loader:
+            if way == "closure":
+                optimizer.step(partial(run.closure, batch), scaler=run.accelerator.scaler)
+                run.accelerator.scaler.update()
+            else:
+                run.closure(batch)
+                with optimizer.perturbed():
+                    run.closure(batch)
+                run.optimizer.step()
+    assert_same(weights_of(run.network), train_plainly(dtype=torch.float16, scaler=scaler))
+    assert run.accelerator.scaler.state_dict() == scaler.state_dict()
+    assert scaler.get_scale() > make_scaler().get_scale()
+
+
+@pytest.mark.works_with("accelerate")
+def test_micro_batches_inside_a_closure_of_accelerate_equal_one_batch() -> None:
+    run = AcceleratedRun()
+    for _ in range(EPOCHS):
+        for batch in run.loader:
+
+            def closure(batch: Batch = batch) -> Tensor:
+                total = torch.zeros(())
+                for part in zip(*(tensor.split([1, 3]) for tensor in batch), strict=True):
+                    loss = balanced_loss(run.model, list(part)) * len(part[0]) / len(batch[0])
+                    run.accelerator.backward(loss)
+                    total += loss.detach()
+                return total
+
+            run.optimizer.step(closure)
+    for name, weight in train_plainly().items():
+        torch.testing.assert_close(weights_of(run.network)[name], weight)
+
+
+@pytest.mark.works_with("accelerate")
+def test_accumulate_of_accelerate_is_warned_of_where_gradients_are_gathered() -> None:
+    run = AcceleratedRun(gradient_accumulation_steps=BATCHES)
+    passes = []
+
+    def backward(number: int, batch: Batch) -> Tensor:
+        passes.append(number)
+        loss = balanced_loss(run.model, batch)
+        run.accelerator.backward(loss)
+        return loss
+
+    for number, batch in enumerate(run.loader):
+        with run.accelerator.accumulate(run.model):
+            backward(number, batch)
+            is_last = number == BATCHES - 1
+            with pytest.warns(match="inside the closure") if is_last else nullcontext():
+                run.optimizer.step(partial(backward, number, batch))
+            run.optimizer.zero_grad()
+    # Accelerate does not hand on the steps before the last: their closures are not called.
+    assert passes == [*range(BATCHES), BATCHES - 1, BATCHES - 1]
+
+
+def train_with_transformers(
+    root: Path, *, two_passes: bool = True, **options: Any
+) -> dict[str, Tensor]:
+    """Return the weights after training by a Trainer of transformers."""
+    # Seconds to import: only by the tests that need it.
+    from transformers import Trainer, TrainingArguments
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = make_network()
+
+        def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            return {"loss": balanced_loss(self.network, [inputs, targets])}
+
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        inputs, targets = map(torch.stack, zip(*samples, strict=True))
+        return {"inputs": inputs, "targets": targets}
+
+    class OrdinaryTrainer(Trainer):
+        def get_train_dataloader(self) -> Any:
+            loader = DataLoader(make_loader().dataset, batch_size=4, collate_fn=collate)
+            return self.accelerator.prepare(loader)
+
+    class TwoPassTrainer(OrdinaryTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            loss = super().training_step(*args, **kwargs)
+            with self.optimizer.optimizer.perturbed():
+                super().training_step(*args, **kwargs)
+            return loss
+
+    model = Model()
+    optimizer = make_optimizer(model)
+    arguments = TrainingArguments(
+        output_dir=str(root),
+        use_cpu=True,
+        num_train_epochs=EPOCHS,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **{"max_grad_norm": 0.0} | options,
+    )
+    trainer = (TwoPassTrainer if two_passes else OrdinaryTrainer)(
+        model, arguments, optimizers=(optimizer, ConstantLR(optimizer, factor=1))
+    )
+    trainer.train()
+    assert trainer.state.global_step == EPOCHS * BATCHES
+    return weights_of(model.network)
+
+
+@pytest.mark.works_with("transformers")
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, None), (True, torch.bfloat16)])
+def test_transformers_trainer_with_both_passes_in_its_training_step_takes_the_steps_of_a_loop(
+    bf16: bool, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    assert_same(train_with_transformers(tmp_path, bf16=bf16), train_plainly(dtype=dtype))
+
+
+@pytest.mark.works_with("transformers")
+def test_transformers_trainer_clips_the_gradient_of_the_second_pass(tmp_path: Path) -> None:
+    weights = train_with_transformers(tmp_path, max_grad_norm=0.1)
+    for name, weight in train_plainly(clip=0.1).items():
+        torch.testing.assert_close(weights[name], weight)
 
 
 def step_plainly(tmp_path: Path) -> None:
@@ -561,22 +791,27 @@ def step_under_lightning(tmp_path: Path) -> None:
     fit(ManualRegressor("by_bare_step"), tmp_path)
 
 
+def step_under_lightning_in_float16(tmp_path: Path) -> None:
+    fit(Regressor(), tmp_path, **in_float16())
+
+
+def step_under_transformers(tmp_path: Path) -> None:
+    train_with_transformers(tmp_path, two_passes=False)
+
+
+ALONE = r"got `step\(\)` alone: .* Pass a closure that computes the loss, calls backward and"
 ERRORS: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
-    "plain": (
-        step_plainly,
-        RuntimeError,
-        r"got `step\(\)` alone: .* Pass a closure that computes the loss, calls backward and",
-    ),
-    "accelerate": (
-        step_under_accelerate,
-        RuntimeError,
-        r"got `step\(\)` alone: .* Pass a closure that computes the loss, calls backward and",
-    ),
+    "plain": (step_plainly, RuntimeError, ALONE),
+    "accelerate": (step_under_accelerate, RuntimeError, ALONE),
     # Lightning's optimizer passes a closure that returns None where the module passed none.
     "lightning": (step_under_lightning, Exception, r"closure .*returns? the loss"),
+    # The scaler calls `step` without the closure.
+    "lightning in float16": (step_under_lightning_in_float16, RuntimeError, ALONE),
+    "transformers": (step_under_transformers, RuntimeError, ALONE),
 }
 
 
+@pytest.mark.works_with("transformers")
 @pytest.mark.filterwarnings("ignore:BalancedSAM.step.closure. clears the gradients")
 @pytest.mark.parametrize(("step", "error", "message"), ERRORS.values(), ids=ERRORS)
 def test_step_without_a_closure_is_an_error_that_says_what_to_do(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -189,6 +190,8 @@ class BalancedSAM(Optimizer):
         """
         return self._cycle.sharpness
 
+    # Dynamo cannot trace the contexts of a step; what is compiled inside it stays compiled.
+    @_disable_dynamo
     @torch.enable_grad()
     def step(  # type: ignore[override]  # more options, all keyword-only
         self,
@@ -417,7 +420,8 @@ class BalancedSAM(Optimizer):
         for i, (group, rho) in enumerate(zip(self.param_groups, self._rhos(), strict=True)):
             for j, parameter in enumerate(group["params"]):
                 if rho and (i, j) not in self._unperturbed:
-                    yield parameter, rho
+                    # What is maximized is worst where it is smallest.
+                    yield parameter, -rho if group.get("maximize") else rho
 
     def _rhos(self) -> list[float]:
         """Return the rho of each group; the default where a checkpoint of the bare base cut it."""
@@ -453,8 +457,8 @@ class BalancedSAM(Optimizer):
         """Warn the first time this optimizer has something to say."""
         if message not in self._cycle.warned:
             self._cycle.warned |= {message}
-            # Past this class, contextlib and enable_grad to the line that called `step`.
-            warnings.warn(message, UserWarning, stacklevel=6)
+            # Past this class, contextlib and torch's decorators to the line that called `step`.
+            warnings.warn(message, UserWarning, stacklevel=8)
 
 
 def _check_base(base: object) -> None:
