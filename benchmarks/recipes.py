@@ -29,9 +29,7 @@ def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bo
     entries = dataclasses.asdict(dataset.recipe).keys()
     unknown = sorted(changes.keys() - entries)
     if unknown:
-        raise ValueError(
-            f"Expected entries of the recipe, {', '.join(entries)}, but got {unknown}."
-        )
+        raise ValueError(f"Expected entries of the recipe {list(entries)}, but got {unknown}.")
     for name in ("epochs", "batch_size", "retrain_epochs"):
         if changes.get(name, 1) < 1:
             raise ValueError(f"Expected {name} to be at least 1, but got {changes[name]}.")

@@ -489,7 +489,7 @@ def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
 
 def test_report_says_the_tuned_constants_and_how_published_figures_were_selected() -> None:
     lines = tables.report(COMMITTED, "rooms").splitlines()
-    assert "Weights of mean 1; TERM's t 0.01, rho 0.003." in lines
+    assert "10 epochs; weights of mean 1; TERM's t 0.01, rho 0.003." in lines
     head = next(line for line in lines if line.startswith("| Method"))
     assert "NYUD2-DIR, test-selected, All" in head
 
