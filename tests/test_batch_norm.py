@@ -436,3 +436,11 @@ def test_manual_loop_can_freeze_the_perturbed_pass() -> None:
     twin = make_network()
     twin(make_inputs((6, 3)))
     assert_same(snapshot(model), snapshot(twin))
+
+
+def test_argument_that_is_no_module_is_refused() -> None:
+    with (
+        pytest.raises(TypeError, match="Expected `module` to be Module, but got list"),
+        frozen_running_stats([nn.BatchNorm1d(3)]),  # type: ignore[arg-type]
+    ):
+        pass

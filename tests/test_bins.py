@@ -173,8 +173,8 @@ def test_uniform_width_need_not_be_a_decimal() -> None:
 
 @pytest.mark.parametrize(
     "edges",
-    [(0, 1.5, 3), np.array([0, 1.5, 3]), torch.tensor([0, 1.5, 3])],
-    ids=["tuple", "numpy", "tensor"],
+    [(0, 1.5, 3), np.array([0, 1.5, 3]), torch.tensor([0, 1.5, 3]), [0, torch.tensor(1.5), 3]],
+    ids=["tuple", "numpy", "tensor", "with a tensor in it"],
 )
 def test_edges_may_come_from_any_sequence(edges: tuple[float, ...]) -> None:
     assert TargetBins(edges) == TargetBins([0.0, 1.5, 3.0])
@@ -234,14 +234,43 @@ UNIT = TargetBins([0, 1, 2])
         (lambda: TargetBins(torch.tensor(5.0)), ValueError, "a flat sequence .* but got 5.0"),
         (lambda: TargetBins(["0", "1"]), ValueError, "`edges` to be a flat sequence"),
         (lambda: TargetBins([False, True]), ValueError, "`edges` to be a flat sequence"),
-        (lambda: TargetBins.uniform(1, 1, width=1), ValueError, "low < high, but got 1 and 1"),
-        (lambda: TargetBins.uniform(2, 1, width=1), ValueError, "low < high, but got 2 and 1"),
+        (lambda: TargetBins.uniform(1, 1, width=1), ValueError, "low < high, but got 1.0 and 1.0"),
+        (lambda: TargetBins.uniform(2, 1, width=1), ValueError, "low < high, but got 2.0 and 1.0"),
         (lambda: TargetBins.uniform(0, float("inf"), width=1), ValueError, "to be finite with low"),
         (lambda: TargetBins.uniform(0, 1, width=0), ValueError, "`width` to be positive and fin"),
         (lambda: TargetBins.uniform(0, 1, width=-1), ValueError, "positive and .* but got -1"),
         (lambda: TargetBins.uniform(0, 1, width=float("nan")), ValueError, "but got nan"),
-        (lambda: TargetBins.uniform(0, 1, width=0.3), ValueError, "divide the range 0 to 1, .*0.3"),
-        (lambda: TargetBins.uniform(0, 1, width=2), ValueError, "divide the range 0 to 1, .*=2"),
+        (
+            lambda: TargetBins.uniform(0, 1, width=0.3),
+            ValueError,
+            "divide the range .*width=0.3",
+        ),
+        (lambda: TargetBins.uniform(0, 1, width=2), ValueError, "divide the range .*, .*width=2.0"),
+        (lambda: TargetBins.uniform(0, 100_001, width=1), ValueError, "at most 100000 bins .*h=1"),
+        (lambda: TargetBins.uniform(1e16, 1e16 + 8, width=2), ValueError, "that float64 tells apa"),
+        (lambda: TargetBins.uniform(-1e308, 1e308, width=1), ValueError, "at most 100000 bins"),
+        (lambda: TargetBins.uniform("0", 1, width=1), TypeError, "`low` to be a number, .* str"),
+        (lambda: TargetBins.uniform(0, None, width=1), TypeError, "`high` to be a number, .* Non"),
+        (lambda: TargetBins.uniform(0, 1, width=True), TypeError, "`width` to be a number, .* bo"),
+        (lambda: TargetBins({0: "a", 1: "b"}), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins({0.0, 1.0}), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins(b"ab"), ValueError, "`edges` to be a flat sequence"),
+        (lambda: TargetBins(np.array([0j, 1j])), ValueError, "`edges` to be a flat sequence"),
+        (
+            lambda: TargetBins([0, 10**400]),
+            ValueError,
+            "increasing, but got 0.0 before inf",
+        ),
+        (
+            lambda: UNIT.index(torch.ones(2).to_sparse()),
+            TypeError,
+            "`targets` to be dense, but",
+        ),
+        (
+            lambda: UNIT.index(torch.ones(2).to(torch.float8_e5m2)),
+            TypeError,
+            "`targets` to hold floats or integers, but got dtype torch.float8_e5m2",
+        ),
         (lambda: UNIT.index([0.5]), TypeError, "`targets` to be a torch.Tensor, but got list"),
         (lambda: UNIT.index(torch.tensor([True])), TypeError, "`targets` to hold .* torch.bool"),
         (lambda: UNIT.index(torch.tensor([1j])), TypeError, "`targets` to hold .* torch.complex64"),

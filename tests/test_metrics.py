@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,6 +290,24 @@ def test_threshold_of_at_most_one_is_an_error(threshold: float) -> None:
     message = f"`threshold` to be above 1, but got threshold={threshold}"
     with pytest.raises(ValueError, match=message):
         threshold_accuracy(ONES, ONES, threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", ["1.25", None, True])
+def test_threshold_that_is_no_number_is_refused(threshold: object) -> None:
+    with pytest.raises(TypeError, match="`threshold` to be a number, but got"):
+        threshold_accuracy(ONES, ONES, threshold=threshold)  # type: ignore[arg-type]
+
+
+def test_balanced_error_over_edges_in_place_of_bins_is_refused() -> None:
+    with pytest.raises(TypeError, match="`bins` to be TargetBins, but got list"):
+        balanced_mean_absolute_error(ONES, ONES, bins=[0.0, 1.0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"Few": {}}, {"Rare": {}}, {"All": {"count": 1}}], ids=str)
+def test_rows_that_are_no_report_are_refused(report: RegionReport, change: dict[str, Any]) -> None:
+    assert RegionReport(report.to_dict()) == report
+    with pytest.raises(ValueError, match="Expected `rows` to be what `to_dict\\(\\)` of a report"):
+        RegionReport(report.to_dict() | change)
 
 
 def test_report_over_bins_in_place_of_regions_is_refused() -> None:

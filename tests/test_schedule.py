@@ -572,6 +572,16 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"Expected `rho_lambda` to return a non-negative, finite factor, but got inf",
     ),
+    "factor_that_is_no_number": (
+        lambda: LambdaRho(two_groups(), lambda t: "0.5"),
+        TypeError,
+        r"Expected `rho_lambda\(step\)` to be a number, but got str\.",
+    ),
+    "state_of_something_else": (
+        lambda: LambdaRho(two_groups(), lambda t: 1.0).load_state_dict({"last_epoch": 3}),
+        ValueError,
+        r"Expected `state_dict` to be what `state_dict\(\)` of a LambdaRho returned",
+    ),
     "nan_factor": (
         lambda: LambdaRho(two_groups(), lambda t: float("nan")),
         ValueError,

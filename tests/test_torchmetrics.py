@@ -200,3 +200,8 @@ def test_error_names_the_argument(
     metrics = RegionMetrics(REGIONS)
     with pytest.raises(error, match=message):
         metrics.update(predictions, targets)
+
+
+def test_bins_in_place_of_regions_are_refused() -> None:
+    with pytest.raises(TypeError, match="Expected `regions` to be ShotRegions, but got TargetBins"):
+        RegionMetrics(REGIONS.bins)  # type: ignore[arg-type]

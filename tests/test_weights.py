@@ -388,6 +388,14 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (lambda: inverse_weights(ONES, clip=(0, 1)), ValueError, r"`clip` .* but got \(0, 1\)"),
         (lambda: inverse_weights(ONES, clip=(3, 2)), ValueError, r"`clip` .* but got \(3, 2\)"),
         (lambda: inverse_weights(ONES, clip=(NAN, 2)), ValueError, r"`clip` .* but got \(nan, 2\)"),
+        (lambda: inverse_weights(ONES, clip=("1", 2)), ValueError, r"`clip` .* got \('1', 2\)"),
+        (lambda: inverse_weights(ONES, clip={1, 2}), ValueError, r"`clip` .* got \{1, 2\}"),
+        (lambda: inverse_weights(ONES.double() * 1e-310), ValueError, "`counts` to be 0 or from "),
+        (
+            lambda: inverse_weights(ONES.double() * 1e308),
+            ValueError,
+            "`counts` .* to 1e300, but",
+        ),
         (lambda: sqrt_inverse_weights(ONES * 0), ValueError, "at least one sample, but got all ze"),
         (lambda: sqrt_inverse_weights(-ONES), ValueError, "`counts` to be non-negative"),
         (lambda: TargetWeights(BINS, torch.ones(3), ONES), ValueError, r"`counts` .*\(2,\), one a"),
@@ -415,6 +423,33 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             ValueError,
             "`bin_weights` to be finite",
         ),
+        (
+            lambda: TargetWeights([0, 1, 2], ONES, ONES),
+            TypeError,
+            "`bins` to be TargetBins",
+        ),
+        (
+            lambda: TargetWeights.from_targets(ONES, None),
+            TypeError,
+            "`bins` to be TargetBins",
+        ),
+        (
+            lambda: TargetWeights.from_counts(None, ONES),
+            TypeError,
+            "`bins` to be TargetBins",
+        ),
+        (lambda: from_counts(smoothing=3), TypeError, "`smoothing` to be callable, but got int"),
+        (lambda: from_counts(normalize="no"), TypeError, "`normalize` to be bool, but got str"),
+        (
+            lambda: from_counts(smoothing=lambda counts: None),
+            TypeError,
+            r"`smoothing\(counts\)` to be a torch.Tensor, but got NoneType",
+        ),
+        (
+            lambda: from_counts(smoothing=lambda counts: -counts),
+            ValueError,
+            r"`smoothing\(counts\)` to be non-negative, but got -1.0 in bin 0",
+        ),
         (lambda: from_counts(scheme="lds"), ValueError, "`scheme` to be one of .* but got 'lds'"),
         (lambda: from_counts(clip=(5, 1000)), ValueError, "`clip` with scheme='inv' only, .*sqinv"),
         (lambda: from_counts(scheme="inv", clip=(2, 1)), ValueError, r"`clip` .* but got \(2, 1\)"),
@@ -426,7 +461,7 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (
             lambda: from_counts(smoothing=lambda counts: counts[:1]),
             ValueError,
-            r"`smoothing` to return shape \(2,\), but got \(1,\)",
+            r"`smoothing\(counts\)` to have shape \(2,\), one a bin, but got \(1,\)",
         ),
         (
             lambda: TargetWeights.from_counts(BINS, torch.ones(3)),

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from balanced_sam._checks import check_type
+
 _RUNNING_STATS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -27,6 +29,9 @@ def frozen_running_stats(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
 
+    Raises:
+        TypeError: If ``module`` is not a module.
+
     Example:
         >>> import torch
         >>> from balanced_sam import frozen_running_stats
@@ -36,6 +41,7 @@ def frozen_running_stats(module: nn.Module) -> Iterator[None]:
         >>> layer.running_mean
         tensor([0.])
     """
+    check_type("module", module, nn.Module)
     originals = [
         (submodule, name, buffer)
         for submodule in module.modules()

@@ -7,7 +7,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_finite, check_real
+from balanced_sam._checks import (
+    as_plain,
+    check_finite,
+    check_number,
+    check_real,
+    check_sequence,
+)
+
+_MOST_BINS = 100_000
 
 
 class TargetBins:
@@ -32,15 +40,16 @@ class TargetBins:
     """
 
     def __init__(self, edges: Sequence[float] | Tensor) -> None:
-        values = edges.tolist() if isinstance(edges, Tensor) else edges
+        if isinstance(edges, Tensor):
+            check_real("edges", edges)
+            edges = edges.tolist()
         try:
-            values = list(values)
-            is_flat = not any(isinstance(edge, (str, bool)) for edge in values)
-            self._edges = tuple(float(edge) for edge in values)
-        except (TypeError, ValueError):
-            is_flat = False
-        if not is_flat:
-            raise ValueError(f"Expected `edges` to be a flat sequence of numbers, but got {edges}.")
+            values = check_sequence("edges", edges)
+            self._edges = tuple(check_number("edges", as_plain(edge)) for edge in values)
+        except TypeError:
+            raise ValueError(
+                f"Expected `edges` to be a flat sequence of numbers, but got {edges!r}."
+            ) from None
         if len(self._edges) < 2:
             raise ValueError(
                 f"Expected `edges` to hold at least two numbers, but got {len(self._edges)}."
@@ -68,19 +77,29 @@ class TargetBins:
             ``(high - low) / width`` bins.
 
         Raises:
-            ValueError: If ``width`` is not positive and finite or does not divide the range.
+            TypeError: If an argument is not a number.
+            ValueError: If ``width`` is not positive and finite or does not divide the range, or
+                divides it into more than 100 000 bins.
 
         Example:
             >>> from balanced_sam import TargetBins
             >>> TargetBins.uniform(0, 10, width=0.1)
             TargetBins(100 bins from 0.0 to 10.0)
         """
+        low, high = check_number("low", low), check_number("high", high)
+        width = check_number("width", width)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(
                 f"Expected `low` and `high` to be finite with low < high, but got {low} and {high}."
             )
         if not (math.isfinite(width) and width > 0):
             raise ValueError(f"Expected `width` to be positive and finite, but got {width}.")
+        # Beyond, some edges would fall together, or their number use up the memory.
+        if width <= math.ulp(max(-low, high)) or (high - low) / width > _MOST_BINS:
+            raise ValueError(
+                f"Expected `width` to cut the range {low} to {high} into at most {_MOST_BINS} bins "
+                f"that float64 tells apart, but got width={width}."
+            )
         bins = round((high - low) / width)
         if bins < 1 or not math.isclose(bins * width, high - low, rel_tol=1e-9):
             raise ValueError(
@@ -88,7 +107,7 @@ class TargetBins:
             )
         # Exact decimals, rounded once: bins from 0.7 of width 0.1 have the edge 0.8, not a
         # neighbour of it, so that a float64 target of 0.8 lies in the bin that starts there.
-        start, stop = Fraction(str(float(low))), Fraction(str(float(high)))
+        start, stop = Fraction(str(low)), Fraction(str(high))
         return cls([float(start + (stop - start) * k / bins) for k in range(bins + 1)])
 
     @property

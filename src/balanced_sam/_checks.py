@@ -2,16 +2,45 @@
 
 import math
 import numbers
+from collections.abc import Mapping, Set
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def check_type(name: str, value: object, expected: type) -> None:
+    """Raise if ``value`` is not an instance of ``expected``."""
+    if not isinstance(value, expected):
+        raise TypeError(
+            f"Expected `{name}` to be {expected.__name__}, but got {type(value).__name__}."
+        )
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise if ``value`` cannot be called."""
+    if not callable(value):
+        raise TypeError(f"Expected `{name}` to be callable, but got {type(value).__name__}.")
+
+
+def check_number(name: str, value: object) -> float:
+    """Return ``value`` as a float, infinite if no float is so large; raise if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"Expected `{name}` to be a number, but got {type(value).__name__}.")
+    try:
+        return float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf
+
+
+def as_plain(value: object) -> object:
+    """Return the number in a tensor of one element, anything else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
 def check_rho(rho: object) -> float:
     """Return ``rho`` as a float; raise if it is not a non-negative, finite number."""
-    if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
-        raise TypeError(f"Expected `rho` to be a number, but got {type(rho).__name__}.")
-    value = float(rho)
+    value = check_number("rho", rho)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"Expected `rho` to be non-negative and finite, but got rho={rho}.")
     return value
@@ -19,19 +48,34 @@ def check_rho(rho: object) -> float:
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise if ``value`` is none of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Expected `{name}` to be one of {expected}, but got {value!r}.")
 
 
+def check_sequence(name: str, values: object) -> list[Any]:
+    """Return the entries of ``values``; raise if it has none or they are in no order."""
+    try:
+        if not isinstance(values, (str, bytes, Mapping, Set)):
+            entries: list[Any] = list(values)  # type: ignore[call-overload]  # caught
+            return entries
+    except TypeError:
+        pass
+    raise TypeError(f"Expected `{name}` to be a sequence, but got {type(values).__name__}.")
+
+
 def check_real(name: str, values: object) -> None:
-    """Raise if ``values`` is not a tensor of real numbers."""
+    """Raise if ``values`` is not a dense tensor of real numbers."""
     if not isinstance(values, Tensor):
         raise TypeError(f"Expected `{name}` to be a torch.Tensor, but got {type(values).__name__}.")
-    if values.is_complex() or values.dtype is torch.bool:
+    # There is no arithmetic on floats of 8 bits.
+    is_packed = values.is_floating_point() and values.dtype.itemsize < 2
+    if values.is_complex() or values.dtype is torch.bool or is_packed:
         raise TypeError(
             f"Expected `{name}` to hold floats or integers, but got dtype {values.dtype}."
         )
+    if values.layout is not torch.strided:
+        raise TypeError(f"Expected `{name}` to be dense, but got layout {values.layout}.")
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -47,21 +91,29 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def check_counts(counts: Tensor, bins: int | None = None) -> None:
+def check_counts(counts: Tensor, bins: int | None = None, *, name: str = "counts") -> None:
     """Raise if ``counts`` is not a non-negative vector with something in it, one entry a bin."""
-    check_finite("counts", counts)
+    check_finite(name, counts)
     if counts.dim() != 1 or (bins is not None and len(counts) != bins):
         expected = "(B,)" if bins is None else f"({bins},), one a bin"
         raise ValueError(
-            f"Expected `counts` to have shape {expected}, but got {tuple(counts.shape)}."
+            f"Expected `{name}` to have shape {expected}, but got {tuple(counts.shape)}."
         )
-    if (counts < 0).any():
+    values = counts.detach().to("cpu", torch.float64)
+    if (values < 0).any():
         raise ValueError(
-            f"Expected `counts` to be non-negative, but got {counts.min().item()} "
-            f"in bin {int(counts.argmin())}."
+            f"Expected `{name}` to be non-negative, but got {counts.min().item()} "
+            f"in bin {int(values.argmin())}."
         )
-    if not counts.any():
-        raise ValueError("Expected `counts` to hold at least one sample, but got all zeros.")
+    if not values.any():
+        raise ValueError(f"Expected `{name}` to hold at least one sample, but got all zeros.")
+    smallest, largest = values[values > 0].min().item(), values.max().item()
+    # The reciprocal of one and the sum of all must be finite.
+    if smallest < 1e-300 or largest > 1e300:
+        raise ValueError(
+            f"Expected `{name}` to be 0 or from 1e-300 to 1e300, but got values from {smallest} to "
+            f"{largest}."
+        )
 
 
 def check_predictions(predictions: Tensor, targets: Tensor) -> None:

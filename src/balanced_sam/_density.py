@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_choice, check_counts
+from balanced_sam._checks import check_choice, check_counts, check_number
 
 Kernel = Literal["gaussian", "triangular", "laplace"]
 Boundary = Literal["zeros", "reflect"]
+_WIDEST = 1_000
 
 
 def smooth_counts(
@@ -33,8 +34,8 @@ def smooth_counts(
         counts: Samples per bin, or any non-negative function of them, shape ``(B,)``.
         kernel: ``"gaussian"`` (as above), ``"triangular"`` (falls to 0 at distance
             ``(size + 1) / 2``; ignores ``sigma``) or ``"laplace"`` (:math:`e^{-|j| / \sigma}`).
-        size: Number of bins under the kernel, odd.
-        sigma: Width of the kernel, in bins, positive.
+        size: Number of bins under the kernel, odd, below 1000.
+        sigma: Width of the kernel, in bins, positive, at most 1000.
         boundary: What lies outside the range: ``"zeros"``, or ``"reflect"`` for the counts mirrored
             at the border (``n_1 n_0 | n_0 n_1``), as the paper's depth experiment does.
 
@@ -59,12 +60,18 @@ def smooth_counts(
     check_choice("kernel", kernel, ("gaussian", "triangular", "laplace"))
     check_choice("boundary", boundary, ("zeros", "reflect"))
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size}.")
-    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size!r}.")
+    width = check_number("sigma", sigma)
+    if not (math.isfinite(width) and width > 0):
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
+    if max(size, width) > _WIDEST:
+        raise ValueError(
+            f"Expected `size` and `sigma` to be at most {_WIDEST} bins, but got size={size} and "
+            f"sigma={sigma}."
+        )
     values = counts.detach().to("cpu", torch.float64)
     padded = _pad(values, size // 2, boundary)
-    window = values.new_tensor(_window(kernel, size, sigma))
+    window = values.new_tensor(_window(kernel, size, width))
     return (padded.unfold(0, size, 1) @ window).to(counts.device)
 
 
@@ -77,17 +84,19 @@ def _window(kernel: Kernel, size: int, sigma: float) -> list[float]:
         window = [math.exp(-distance / sigma) for distance in distances]
     else:
         window = _folded_gaussian(size, sigma)
-    return [value / max(window) for value in window]
+    peak = max(window)
+    return [value / peak for value in window]
 
 
 def _folded_gaussian(size: int, sigma: float) -> list[float]:
     """Return an impulse in the middle of ``size`` entries after a reflecting Gaussian filter."""
     radius = int(4 * sigma + 0.5)  # where the benchmark code's filter cuts its tails
-    window = [0.0] * size
+    window = []
     for position in range(size):
-        for step in range(-radius, radius + 1):
-            if _reflect(position + step, size) == size // 2:
-                window[position] += math.exp(-0.5 * (step / sigma) ** 2)
+        # The middle of an odd number of entries is mirrored to every `size`-th place.
+        first = (size // 2 - position + radius) % size - radius
+        steps = range(first, radius + 1, size)
+        window.append(sum(math.exp(-0.5 * (step / sigma) ** 2) for step in steps))
     return window
 
 

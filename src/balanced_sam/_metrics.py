@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_predictions
+from balanced_sam._checks import check_number, check_predictions, check_type
 from balanced_sam._regions import REGIONS, ShotRegions
+
+_TITLES = ("All", "Many", "Med.", "Few")
+_COLUMNS = ("count", "MAE", "GM", "RMSE", "delta_1", "bMAE")
 
 
 def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -131,6 +134,7 @@ def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float
         >>> threshold_accuracy(torch.tensor([1.2, 1.3, -1.0]), torch.tensor([1.0, 1.0, 1.0]))
         tensor(0.3333, dtype=torch.float64)
     """
+    threshold = check_number("threshold", threshold)
     if not threshold > 1:
         raise ValueError(f"Expected `threshold` to be above 1, but got threshold={threshold}.")
     predictions, targets = _as_float64(predictions, targets)
@@ -170,6 +174,8 @@ def balanced_mean_absolute_error(
         tensor(2.5000, dtype=torch.float64)
     """
     check_predictions(predictions, targets)
+    if bins is not None:
+        check_type("bins", bins, TargetBins)
     index = torch.unique(targets, return_inverse=True)[1] if bins is None else bins.index(targets)
     predictions, targets = _as_float64(predictions, targets)
     index = index.flatten().to(targets.device)
@@ -188,9 +194,20 @@ class RegionReport:
         rows: For ``"All"``, ``"Many"``, ``"Med."`` and ``"Few"`` the sample count (``"count"``) and
             ``"MAE"``, ``"GM"``, ``"RMSE"``, ``"bMAE"`` (target units), ``"delta_1"`` (share from 0
             to 1); NaN for a region without a sample.
+
+    Raises:
+        ValueError: If ``rows`` are not such a table.
     """
 
     rows: dict[str, dict[str, float]]
+
+    def __post_init__(self) -> None:
+        """Raise if the rows are not those of a report."""
+        if not _is_table(self.rows):
+            raise ValueError(
+                "Expected `rows` to be what `to_dict()` of a report returns, but got "
+                f"{self.rows!r}."
+            )
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return a copy of ``rows``, made of plain numbers that JSON can hold (NaN apart)."""
@@ -247,8 +264,7 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
         >>> report.rows["Few"]["MAE"], report.rows["All"]["GM"], report.rows["Med."]["count"]
         (4.0, 2.0, 0)
     """
-    if not isinstance(regions, ShotRegions):
-        raise TypeError(f"Expected `regions` to be ShotRegions, but got {type(regions).__name__}.")
+    check_type("regions", regions, ShotRegions)
     return report_from_sums(bin_sums(predictions, targets, regions.bins), regions)
 
 
@@ -271,8 +287,8 @@ def bin_sums(predictions: Tensor, targets: Tensor, bins: TargetBins) -> Tensor:
 def report_from_sums(sums: Tensor, regions: ShotRegions) -> RegionReport:
     """Return the report of samples whose :func:`bin_sums` are ``sums``."""
     sums = sums.cpu()
-    rows = {"All": _row(sums)}
-    for region, title in zip(REGIONS, ("Many", "Med.", "Few"), strict=True):
+    rows = {_TITLES[0]: _row(sums)}
+    for region, title in zip(REGIONS, _TITLES[1:], strict=True):
         rows[title] = _row(sums[:, regions.bin_mask(region)])
     return RegionReport(rows)
 
@@ -281,7 +297,7 @@ def _row(sums: Tensor) -> dict[str, float]:
     """Return the metrics over the bins of ``sums``, shape ``(5, any)``."""
     count = sums[0].sum().item()
     if count == 0:
-        return {"count": 0} | dict.fromkeys(("MAE", "GM", "RMSE", "delta_1", "bMAE"), math.nan)
+        return {"count": 0} | dict.fromkeys(_COLUMNS[1:], math.nan)
     mean_error, mean_log, mean_square, accuracy = (sums[1:].sum(dim=1) / count).unbind()
     occupied = sums[0] > 0
     return {
@@ -292,6 +308,17 @@ def _row(sums: Tensor) -> dict[str, float]:
         "delta_1": accuracy.item(),
         "bMAE": (sums[1] / sums[0])[occupied].mean().item(),
     }
+
+
+def _is_table(rows: object) -> bool:
+    """Return whether the rows have the regions and the columns of a report, all of them numbers."""
+    return (
+        isinstance(rows, dict)
+        and tuple(rows) == _TITLES
+        and all(isinstance(row, dict) and tuple(row) == _COLUMNS for row in rows.values())
+        and all(isinstance(row["count"], int) for row in rows.values())
+        and all(isinstance(x, (int, float)) for row in rows.values() for x in row.values())
+    )
 
 
 def _hits(predictions: Tensor, targets: Tensor, threshold: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from balanced_sam._checks import check_rho
+from balanced_sam._checks import check_callable, check_rho, check_type
 from balanced_sam._perturbation import HALF_PRECISION, Perturbation
 
 Loss = Tensor | float
@@ -115,7 +115,9 @@ class BalancedSAM(Optimizer):
         descent_context: ContextFactory = nullcontext,
     ) -> None:
         rho = check_rho(rho)
-        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        check_callable("ascent_context", ascent_context)
+        check_callable("descent_context", descent_context)
+        if isinstance(params, Tensor) or not _is_iterable(params):
             raise TypeError(
                 "Expected `params` to be an iterable of tensors or group dicts, but got "
                 f"{type(params).__name__}."
@@ -223,6 +225,11 @@ class BalancedSAM(Optimizer):
             RuntimeError: If there is no closure and no manual cycle to end, or a closure where one
                 is to end, or the parameters are perturbed already.
         """
+        for name, function in (("closure", closure), ("ascent_closure", ascent_closure)):
+            if function is not None:
+                check_callable(name, function)
+        if scaler is not None:
+            check_type("scaler", scaler, GradScaler)
         if closure is None or self._cycle.awaits_step:
             self._end_manual_cycle(closure, scaler)
             return None
@@ -231,7 +238,9 @@ class BalancedSAM(Optimizer):
                 loss = self._evaluate(closure, nullcontext)
                 self._cycle.sharpness = torch.zeros_like(_as_scalar(loss))
             else:
-                loss = self._evaluate(ascent_closure or closure, self._ascent_context)
+                loss = self._evaluate(
+                    closure if ascent_closure is None else ascent_closure, self._ascent_context
+                )
                 self._cycle.sharpness = self._second_pass(closure, scaler) - _as_scalar(loss)
             if scaler is not None:
                 # A fused base would unscale only after the step hooks, which may clip.
@@ -285,7 +294,7 @@ class BalancedSAM(Optimizer):
         Raises:
             ValueError: If its ``rho`` is negative or not finite.
         """
-        if "rho" in param_group:
+        if isinstance(param_group, dict) and "rho" in param_group:
             check_rho(param_group["rho"])
         self.base_optimizer.add_param_group(param_group)
 
@@ -461,6 +470,15 @@ class BalancedSAM(Optimizer):
             warnings.warn(message, UserWarning, stacklevel=8)
 
 
+def _is_iterable(values: object) -> bool:
+    """Return whether the values can be gone through; an array without dimensions cannot."""
+    try:
+        iter(values)  # type: ignore[call-overload]  # what is no iterable is caught
+    except TypeError:
+        return False
+    return True
+
+
 def _check_base(base: object) -> None:
     """Raise if ``base`` cannot descend for us."""
     if not isinstance(base, Optimizer) or isinstance(base, BalancedSAM):
@@ -484,7 +502,7 @@ def _check_base(base: object) -> None:
 
 def _positions_left_out(params: Iterable[Any], base: Optimizer) -> frozenset[tuple[int, int]]:
     """Return the (group, index) of each tensor that the base trains and ``params`` leaves out."""
-    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+    tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]
     for tensor in tensors:
         if isinstance(tensor, dict):
             raise ValueError(

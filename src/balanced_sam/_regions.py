@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_counts
+from balanced_sam._checks import (
+    check_choice,
+    check_counts,
+    check_number,
+    check_sequence,
+    check_type,
+)
 
 Region = Literal["many", "medium", "few"]
 REGIONS: tuple[Region, ...] = ("many", "medium", "few")
@@ -41,15 +47,16 @@ class ShotRegions:
     """
 
     def __init__(self, bins: TargetBins, labels: Sequence[Region]) -> None:
+        check_type("bins", bins, TargetBins)
         self.bins = bins
-        self.labels: tuple[Region, ...] = tuple(labels)
+        self.labels: tuple[Region, ...] = tuple(check_sequence("labels", labels))
         if len(self.labels) != len(bins):
             raise ValueError(
                 f"Expected `labels` to hold one label a bin, {len(bins)}, but got "
                 f"{len(self.labels)}."
             )
         for label in self.labels:
-            if label not in REGIONS:
+            if not isinstance(label, str) or label not in REGIONS:
                 raise ValueError(
                     f"Expected `labels` to hold 'many', 'medium' or 'few', but got {label!r}."
                 )
@@ -76,8 +83,9 @@ class ShotRegions:
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Section 4.
         """
+        check_type("bins", bins, TargetBins)
         check_counts(counts, len(bins))
-        if not few_below <= many_above:
+        if not check_number("few_below", few_below) <= check_number("many_above", many_above):
             raise ValueError(
                 "Expected `few_below` to be at most `many_above`, but got "
                 f"few_below={few_below} and many_above={many_above}."
@@ -117,10 +125,7 @@ class ShotRegions:
         Raises:
             ValueError: If ``region`` is none of the three.
         """
-        if region not in REGIONS:
-            raise ValueError(
-                f"Expected `region` to be 'many', 'medium' or 'few', but got {region!r}."
-            )
+        check_choice("region", region, REGIONS)
         return torch.tensor([label == region for label in self.labels], device="cpu")
 
     def __eq__(self, other: object) -> bool:

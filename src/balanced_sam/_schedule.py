@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from balanced_sam._checks import check_rho
+from balanced_sam._checks import as_plain, check_number, check_rho
 
 RhoLambda = Callable[[int], float]
 
@@ -36,7 +36,7 @@ class LambdaRho(LRScheduler):
         base_rhos: The initial rho of each group.
 
     Raises:
-        TypeError: If a function cannot be called.
+        TypeError: If a function cannot be called or returns no number.
         ValueError: If a group has no ``rho``, the number of functions is not that of the groups, or
             a function returns a negative or infinite factor.
 
@@ -99,7 +99,15 @@ class LambdaRho(LRScheduler):
 
         Args:
             state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If it is something else.
         """
+        if not isinstance(state_dict, dict) or "base_rhos" not in state_dict:
+            raise ValueError(
+                "Expected `state_dict` to be what `state_dict()` of a LambdaRho returned, but got "
+                f"{state_dict!r}."
+            )
         super().load_state_dict(state_dict)
         self._set_rho()
 
@@ -109,9 +117,16 @@ class LambdaRho(LRScheduler):
         for i, (group, base_rho) in enumerate(zip(groups, self.base_rhos, strict=False)):
             # A single function, and the last of several, also serves the groups added later.
             factor = self.rho_lambdas[min(i, len(self.rho_lambdas) - 1)](self.last_epoch)
-            if factor is None or not 0 <= float(factor) < math.inf:
+            number = _check_factor(factor)
+            if not (number >= 0 and base_rho * number < math.inf):
                 raise ValueError(
                     "Expected `rho_lambda` to return a non-negative, finite factor, but got "
                     f"{factor} at step {self.last_epoch}."
                 )
-            group["rho"] = base_rho * float(factor)
+            group["rho"] = base_rho * number
+
+
+def _check_factor(factor: object) -> float:
+    """Return a factor as a float, a condition as 0 or 1; raise if it is no number."""
+    factor = as_plain(factor)
+    return check_number("rho_lambda(step)", int(factor) if isinstance(factor, bool) else factor)

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_choice, check_counts, check_real
+from balanced_sam._checks import (
+    check_callable,
+    check_choice,
+    check_counts,
+    check_number,
+    check_real,
+    check_sequence,
+    check_type,
+)
 
 Scheme = Literal["inv", "sqinv", "none"]
 
@@ -41,7 +49,8 @@ def inverse_weights(counts: Tensor, *, clip: tuple[float, float] | None = None) 
         tensor([1.0000, 1.0000, 0.2500], dtype=torch.float64)
     """
     check_counts(counts)
-    return _fill_empty(counts, 1 / _clip(counts.detach().to(torch.float64), clip))
+    samples = counts.detach().to(torch.float64)
+    return _fill_empty(samples, 1 / _clip(samples, clip))
 
 
 def sqrt_inverse_weights(counts: Tensor) -> Tensor:
@@ -70,7 +79,8 @@ def sqrt_inverse_weights(counts: Tensor) -> Tensor:
         tensor([1.0000, 1.0000, 0.5000], dtype=torch.float64)
     """
     check_counts(counts)
-    return _fill_empty(counts, 1 / counts.detach().to(torch.float64).sqrt())
+    samples = counts.detach().to(torch.float64)
+    return _fill_empty(samples, 1 / samples.sqrt())
 
 
 class TargetWeights(nn.Module):
@@ -107,6 +117,7 @@ class TargetWeights(nn.Module):
 
     def __init__(self, bins: TargetBins, counts: Tensor, bin_weights: Tensor) -> None:
         super().__init__()
+        check_type("bins", bins, TargetBins)
         check_counts(counts, len(bins))
         check_real("bin_weights", bin_weights)
         if bin_weights.shape != counts.shape:
@@ -152,6 +163,7 @@ class TargetWeights(nn.Module):
         Raises:
             ValueError: If ``targets`` is empty or not finite, or an option is out of its range.
         """
+        check_type("bins", bins, TargetBins)
         return cls.from_counts(
             bins,
             bins.counts(targets),
@@ -195,10 +207,14 @@ class TargetWeights(nn.Module):
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Sections 3.1 and 4.1.
         """
+        check_type("bins", bins, TargetBins)
         check_choice("scheme", scheme, ("inv", "sqinv", "none"))
+        check_type("normalize", normalize, bool)
         check_counts(counts, len(bins))
         if clip is not None and scheme != "inv":
             raise ValueError(f"Expected `clip` with scheme='inv' only, but got scheme={scheme!r}.")
+        if smoothing is not None:
+            check_callable("smoothing", smoothing)
         if smoothing is not None and scheme == "none":
             raise ValueError("Expected `smoothing` with a scheme, but got scheme='none'.")
         bin_weights = _bin_weights(counts, scheme, smoothing, clip)
@@ -234,10 +250,14 @@ class TargetWeights(nn.Module):
         Raises:
             ValueError: If they are not those of this module.
         """
-        if TargetBins(state) != self.bins:
+        try:
+            is_same = TargetBins(state) == self.bins
+        except (TypeError, ValueError):
+            is_same = False
+        if not is_same:
             raise ValueError(
-                f"Expected a state_dict of weights over {self.bins}, but got one over "
-                f"{TargetBins(state)} with other edges."
+                f"Expected a state_dict of weights over {self.bins}, its edges as `state`, but got "
+                f"{state!r}."
             )
 
     def extra_repr(self) -> str:
@@ -307,11 +327,7 @@ def _bin_weights(
         )
     values = counts.to(torch.float64)
     effective = smoothing(values.sqrt() if scheme == "sqinv" else _clip(values, clip))
-    if effective.shape != counts.shape:
-        raise ValueError(
-            f"Expected `smoothing` to return shape {tuple(counts.shape)}, but got "
-            f"{tuple(effective.shape)}."
-        )
+    check_counts(effective, len(counts), name="smoothing(counts)")
     return inverse_weights(effective)
 
 
@@ -319,9 +335,13 @@ def _clip(counts: Tensor, clip: tuple[float, float] | None) -> Tensor:
     """Return the counts held within ``clip``."""
     if clip is None:
         return counts
-    if not (isinstance(clip, (tuple, list)) and len(clip) == 2 and 0 < clip[0] <= clip[1]):
-        raise ValueError(f"Expected `clip` to be a pair with 0 < low <= high, but got {clip}.")
-    return counts.clamp(*clip)
+    try:
+        low, high = (check_number("clip", bound) for bound in check_sequence("clip", clip))
+    except (TypeError, ValueError):  # no sequence, not two, or no numbers
+        low, high = 0.0, 0.0
+    if not 0 < low <= high:
+        raise ValueError(f"Expected `clip` to be a pair with 0 < low <= high, but got {clip!r}.")
+    return counts.clamp(low, high)
 
 
 def _fill_empty(counts: Tensor, bin_weights: Tensor) -> Tensor:

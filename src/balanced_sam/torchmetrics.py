@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from balanced_sam._checks import check_type
 from balanced_sam._metrics import RegionReport, bin_sums, report_from_sums
 from balanced_sam._regions import ShotRegions
 
@@ -40,6 +41,7 @@ class RegionMetrics(Metric):
 
     def __init__(self, regions: ShotRegions, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_type("regions", regions, ShotRegions)
         self.regions = regions
         zeros = torch.zeros(5, len(regions.bins), dtype=torch.float64)
         self.add_state("sums", default=zeros, dist_reduce_fx="sum")
