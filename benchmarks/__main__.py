@@ -104,6 +104,12 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
     parser.add_argument("--precision", default="32-true", help="Lightning's name: bf16-mixed, ...")
     parser.add_argument(
+        "--strategy",
+        choices=("ddp", "fsdp"),
+        help="under torchrun, Lightning's name: each process has the whole network (the default), "
+        "or a part of its weights",
+    )
+    parser.add_argument(
         "--normalized",
         action="store_true",
         help="weights of mean 1, learning rate and weight decay converted",
@@ -133,6 +139,7 @@ def _run(options: argparse.Namespace) -> None:
             normalized=options.normalized,
             accelerator=options.device,
             precision=options.precision,
+            strategy=options.strategy,
         )
         for seed in options.seeds
         for method in options.methods

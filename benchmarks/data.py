@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from balanced_sam import TargetBins
+from benchmarks.distributed import Shares, processes, rank
 from benchmarks.protocol import Split, Splits
 
 Pair = tuple[Tensor, Tensor]
@@ -72,20 +73,19 @@ class Draws(DistributedSampler[Pair]):
 def training_batches(
     split: Split, *, batch_size: int, seed: int, epoch: int, workers: int | None = None
 ) -> DataLoader[Pair]:
-    """Return shuffled batches, the next ``epoch`` first."""
-    sampler = Draws(split, seed=seed, epoch=epoch)
-    return _loader(split, batch_size, workers, sampler)
+    """Return shuffled batches, the next ``epoch`` first; of each this process's share."""
+    return _loader(split, batch_size, workers, Draws(split, seed=seed, epoch=epoch))
 
 
 def evaluation_batches(
     split: Split, *, batch_size: int, workers: int | None = None
 ) -> DataLoader[Pair]:
-    """Return the batches of a split in its order."""
-    return _loader(split, batch_size, workers, None)
+    """Return the batches of a split in its order; of each this process's share."""
+    return _loader(split, batch_size, workers, SequentialSampler(split))
 
 
 def _loader(
-    split: Split, batch_size: int, workers: int | None, sampler: Draws | None
+    split: Split, batch_size: int, workers: int | None, sampler: Sampler[Any]
 ) -> DataLoader[Pair]:
     """Return a loader; as many processes load ahead as torch has threads, where they help."""
     if workers is None:
@@ -93,8 +93,7 @@ def _loader(
     dataset: Any = split
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=Shares(sampler, batch_size, rank=rank(), processes=processes()),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=split.workers_help and torch.cuda.is_available(),

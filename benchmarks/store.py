@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ def record_path(root: Path, dataset: str, method: str, seed: int) -> Path:
     return root / dataset / method / f"seed-{seed}.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON: first beside the file, then in its place."""
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield a file beside ``path`` to be written, which then takes its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(_to_json(value) + "\n")
+    yield draft
     draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    with draft_of(path) as draft:
+        draft.write_text(_to_json(value) + "\n")
 
 
 def read_record(path: Path) -> Record:

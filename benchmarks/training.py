@@ -12,21 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from unittest.mock import patch
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional
 
+from balanced_sam import TargetWeights
 from balanced_sam.torchmetrics import RegionMetrics
+from benchmarks import distributed
 from benchmarks.data import evaluation_batches, training_batches
 from benchmarks.evaluation import REGIONS, Evaluation, or_none
 from benchmarks.protocol import Dataset, Recipe, Record, Split, Splits, Stage
 from benchmarks.provenance import provenance
 from benchmarks.recipes import described_recipe
 from benchmarks.registry import get_dataset, get_method
+from benchmarks.store import draft_of
 
 WATCHED = ("validation", "test")
 """The splits whose error is logged after each epoch: the second one for some data sets only."""
@@ -42,13 +50,17 @@ class Regression(lightning.LightningModule):
         self.network = dataset.network(recipe)
         self.objective = stage.objective(dataset, recipe, splits)
         self.augmentation = dataset.augmentation() if dataset.augmentation else None
-        self.watched = nn.ModuleList(RegionMetrics(dataset.regions) for _ in WATCHED)
+        # Each process sees all samples.
+        self.watched = nn.ModuleList(
+            RegionMetrics(dataset.regions, sync_on_compute=False) for _ in WATCHED
+        )
         self.evaluation: Evaluation | None = None
         self.passes: Tensor
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self.dataset = dataset
         self.recipe = dataclasses.replace(recipe, epochs=stage.epochs)
         self._stage = stage
+        self._splits = splits
         self.seed = seed
 
     def begin(self, checkpoint: dict[str, Any] | None) -> None:
@@ -65,6 +77,15 @@ class Regression(lightning.LightningModule):
             self.network.requires_grad_(False)
             self.network.head.requires_grad_(True)
 
+    def configure_model(self) -> None:
+        """Share out the weights among the processes, if the strategy is to do so."""
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+            # It shards contiguous weights only.
+            self.network.to(memory_format=torch.contiguous_format)
+            mesh = self.device_mesh["data_parallel"]
+            # In its parts also after a forward pass alone, when a checkpoint may be loaded.
+            fully_shard(self.network, mesh=mesh, reshard_after_forward=True)
+
     def on_train_epoch_start(self) -> None:
         """Keep the statistics of BatchNorm where only the head is trained."""
         if self._stage.part != "network":
@@ -73,14 +94,15 @@ class Regression(lightning.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Return the batch as the network takes it; in training augmented, the same in all passes.
 
-        What is random about a step depends on the seed and the step alone, so that a resumed run
-        sees the same.
+        What is random about a step depends on the seed, the step and the process alone, so that a
+        resumed run sees the same.
         """
         inputs, targets = batch
         if inputs.dtype == torch.uint8:
             inputs = inputs / 255
         if self.trainer.training:
-            torch.manual_seed(1_000_003 * self.seed + self.trainer.global_step)
+            step = 1_000_003 * self.seed + self.trainer.global_step
+            torch.manual_seed(step + 1_000_000_007 * self.global_rank)
             if self.augmentation is not None:
                 with torch.no_grad():
                     inputs, targets = self.augmentation(inputs, targets)
@@ -90,16 +112,25 @@ class Regression(lightning.LightningModule):
         """Return the training loss of a batch; what is logged of SAM is the mean of its passes."""
         self.passes += 1
         inputs, targets = batch
-        loss: Tensor = self.objective(self.network(inputs), targets)
+        predictions, targets = self._of_all(
+            self.network(inputs), targets, batch_idx, self._splits.train
+        )
+        loss: Tensor = self.objective(predictions, targets)
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the error on a split."""
-        inputs, targets = batch
+        split = getattr(self._splits, WATCHED[dataloader_idx])
+        predictions, targets = self._predict(batch, batch_idx, split)
         counted = ~targets.isnan()
-        predictions = self._predict(inputs, targets)
         self.watched[dataloader_idx].update(predictions[counted], targets[counted])
+
+    def on_validation_epoch_start(self) -> None:
+        """Give all processes the mean of what the BatchNorm of each has seen."""
+        for name, buffer in self.network.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                distributed.average(buffer)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics per region of each split that was seen."""
@@ -112,20 +143,29 @@ class Regression(lightning.LightningModule):
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Add a batch to the evaluation."""
-        inputs, targets = batch
         assert self.evaluation is not None
-        self.evaluation.update(self._predict(inputs, targets), targets)
+        self.evaluation.update(*self._predict(batch, batch_idx, self._splits.test))
 
-    def _predict(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the predictions, a map as large as the target's."""
+    def _predict(self, batch: list[Tensor], batch_idx: int, split: Split) -> tuple[Tensor, Tensor]:
+        """Return the predictions, maps as large as the targets, and the targets."""
+        inputs, targets = batch
         predictions: Tensor = self.network(inputs).float()
-        if predictions.shape == targets.shape:
-            return predictions
-        size = targets.shape[-2:]
-        maps = functional.interpolate(
-            predictions[:, None], size, mode="bilinear", align_corners=True
+        if predictions.shape != targets.shape:
+            size = targets.shape[-2:]
+            predictions = functional.interpolate(
+                predictions[:, None], size, mode="bilinear", align_corners=True
+            )[:, 0]
+        return self._of_all(predictions, targets, batch_idx, split)
+
+    def _of_all(
+        self, predictions: Tensor, targets: Tensor, batch_idx: int, split: Split
+    ) -> tuple[Tensor, Tensor]:
+        """Return the predictions and targets of all processes for a batch."""
+        size = min(self.recipe.batch_size, len(split) - batch_idx * self.recipe.batch_size)
+        return (
+            distributed.batch_of_shares(predictions, size),
+            distributed.batch_of_shares(targets, size),
         )
-        return maps[:, 0]
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimizer and what is stepped after each epoch."""
@@ -166,6 +206,17 @@ class History(Callback):
         self.seconds = state_dict["seconds"]
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Write checkpoints whole or not at all; Lightning's own are copied from ``/tmp``."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint."""
+        with draft_of(Path(path)) as draft:
+            torch.save(checkpoint, draft)
+
+
 def train(
     dataset_name: str,
     method_name: str,
@@ -176,6 +227,7 @@ def train(
     data: Path | None = None,
     accelerator: str = "cpu",
     precision: Any = "32-true",
+    strategy: str = "ddp",
     after_epoch: Callable[[], None] = lambda: None,
 ) -> Record:
     """Train and test once, going on from ``folder``'s last checkpoint if there is one.
@@ -189,6 +241,7 @@ def train(
         data: Folder of the data; the embedded data if None.
         accelerator: Lightning's name of the device.
         precision: Lightning's name of the precision, such as ``"bf16-mixed"``.
+        strategy: How several processes share the work, an entry of ``STRATEGIES``.
         after_epoch: Called after each epoch.
 
     Returns:
@@ -213,6 +266,7 @@ def train(
                 callbacks=[epochs, *checkpoints.values()],
                 accelerator=accelerator,
                 precision=precision,
+                strategy=strategy,
             )
             _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
             passes += int(module.passes)
@@ -240,18 +294,58 @@ def train(
         results={name: evaluations[part["epoch"]].result() for name, part in kept.items()},
         passes=passes,
         seconds=round(seconds, 1),
-        provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
+        provenance=provenance(splits, accelerator=accelerator)
+        | {"precision": precision}
+        | distributed.described(strategy),
         samples=evaluations[kept["last_epoch"]["epoch"]].samples(),
     )
 
 
+class Sharded(ModelParallelStrategy):
+    """FSDP2, with checkpoints such as those of a single process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            data_parallel_size=distributed.processes(),
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+        )
+
+    def load_checkpoint(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Load a checkpoint."""
+        # Entry by entry, and for all others torch hands over stand-ins, of the edges of bins, too.
+        with patch.object(TargetWeights, "set_extra_state"):
+            return super().load_checkpoint(*arguments, **options)
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    # The statistics of BatchNorm are averaged once an epoch.
+    "ddp": lambda: DDPStrategy(broadcast_buffers=False),
+    # Lightning's FSDPStrategy is for CUDA only, and shards such that each process would perturb
+    # along its own shard's norm.
+    "fsdp": Sharded,
+}
+"""How processes share the work: all have the whole network, or each a part of its weights."""
+
+
 def _trainer(
-    stage: Stage, folder: Path, *, callbacks: list[Callback], accelerator: str, precision: Any
+    stage: Stage,
+    folder: Path,
+    *,
+    callbacks: list[Callback],
+    accelerator: str,
+    precision: Any,
+    strategy: str,
 ) -> lightning.Trainer:
     """Return a trainer for a stage, which says nothing and logs to ``folder``."""
+    here = distributed.processes_here()
     return lightning.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=here,
+        num_nodes=distributed.processes() // here,
+        strategy=STRATEGIES[strategy]() if distributed.is_together() else "auto",
+        use_distributed_sampler=False,
+        plugins=[WholeFiles()],
         precision=precision,
         max_epochs=stage.epochs,
         callbacks=callbacks,
@@ -306,7 +400,8 @@ def _evaluate(
     trainer: lightning.Trainer, module: Regression, split: Split, checkpoint: dict[str, Any]
 ) -> Evaluation:
     """Return the errors of a checkpoint's network on the test set."""
-    module.load_state_dict(checkpoint["state_dict"])
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(module, checkpoint["state_dict"], options=whole)
     module.evaluation = Evaluation(module.dataset)
     batches = evaluation_batches(split, batch_size=module.recipe.batch_size)
     trainer.test(module, batches, verbose=False)
@@ -329,6 +424,9 @@ def _quiet() -> Iterator[None]:
                 ".*Checkpoint directory.*exists.*",
                 ".*smaller than the logging interval.*",
                 ".*isinstance.treespec, LeafSpec.*",
+                # All processes log the same, and no older torch knows the option's new name.
+                ".*sync_dist=True.*",
+                ".*broadcast_buffers. is deprecated.*",
             ):
                 warnings.filterwarnings("ignore", message)
             yield

@@ -212,7 +212,7 @@ def test_workers_of_a_resumed_run_begin_with_its_epoch(workers: int) -> None:
     whole = training_batches(split, epoch=0, **arguments)
     epochs = []
     for epoch in range(3):
-        whole.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Lightning does
+        whole.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]  # as Lightning does
         epochs.append(torch.cat([inputs for inputs, _ in whole]))
     resumed = training_batches(split, epoch=2, **arguments)
     assert torch.equal(torch.cat([inputs for inputs, _ in resumed]), epochs[2])
