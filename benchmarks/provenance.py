@@ -19,17 +19,17 @@ _PACKAGES = (
 def provenance(splits: Splits, *, accelerator: str) -> dict[str, Any]:
     """Return what is needed to make a run again."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git_state("rev-parse", "HEAD"),
+        "dirty": bool(git_state("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
-        "device": _device(accelerator),
+        "device": device_name(accelerator),
         "threads": torch.get_num_threads(),
         "data_sha256": splits.checksum,
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git_state(*arguments: str) -> str | None:
     """Return what git answers, None outside a checkout."""
     try:
         done = subprocess.run(
@@ -44,7 +44,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _device(accelerator: str) -> str:
+def device_name(accelerator: str) -> str:
     """Return the name of the GPU, or the kind of processor."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()

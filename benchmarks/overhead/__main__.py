@@ -1,0 +1,156 @@
+"""Measure what Balanced SAM costs beyond its two passes: ``python -m benchmarks.overhead``.
+
+Beside it run other implementations of SAM (the extra ``peers``), a loop of two passes without any,
+and a copy of as much memory as it moves, all in turns.
+"""
+
+import argparse
+import os
+import re
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.overhead import figures, gpu, report
+from benchmarks.overhead.contenders import PEERS, available, missing
+from benchmarks.overhead.measuring import all_counts, sam_part, shapes_of, whole_step
+from benchmarks.overhead.timing import Rounds, significant
+from benchmarks.overhead.workloads import WORKLOADS, Case
+from benchmarks.provenance import device_name, git_state
+from benchmarks.store import COMMITTED, write_json
+from benchmarks.tables import markdown
+
+CPU_PARTS = ("mlp", "500 tensors", "resnet18", "resnet50")
+CPU_CASES = (
+    Case("mlp"),
+    Case("mlp", "bfloat16"),
+    Case("500 tensors"),
+    Case("resnet18"),
+    Case("resnet50"),
+)
+"""In bfloat16 the MLP alone: a CPU without such instructions takes six times as long."""
+CUDA_PARTS = (*CPU_PARTS, "vit_b")
+CUDA_CASES = (
+    *(Case(name) for name in CUDA_PARTS),
+    *(Case(name, "bfloat16") for name in CUDA_PARTS),
+    *(Case(name, "float16") for name in ("resnet50", "vit_b")),
+    *(Case("resnet50", precision, channels_last=True) for precision in ("float32", "bfloat16")),
+)
+TENSORS = 500
+"""Of one weight each, to tell what a tensor costs."""
+
+
+def main() -> None:
+    """Measure, print and keep the record."""
+    parser = argparse.ArgumentParser("python -m benchmarks.overhead", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each measurement")
+    parser.add_argument("--out", type=Path, help="the record (default: named by the device)")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("Expected a GPU for `--device cuda`, but torch finds none.")
+    torch.set_num_threads(options.threads)
+    is_gpu = options.device == "cuda"
+    record = measure(
+        CUDA_PARTS if is_gpu else CPU_PARTS,
+        CUDA_CASES if is_gpu else CPU_CASES,
+        device=torch.device(options.device),
+        seconds=options.seconds,
+    )
+    write_json(options.out or default_path(record["device"]), record)
+    for title, rows in report.tables(record).items():
+        print(f"\n{title}\n\n{markdown(rows)}")
+    for sentence in record["not_run"]:
+        print(f"\nNot run: {sentence}.")
+
+
+def default_path(device: str) -> Path:
+    """Return where the record of a device lies."""
+    return COMMITTED / "overhead" / f"{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+
+
+def measure(
+    parts: tuple[str, ...], cases: tuple[Case, ...], *, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    """Return the record.
+
+    Args:
+        parts: Workloads on which to measure the SAM part alone.
+        cases: Whole steps to measure.
+        device: Where.
+        seconds: For each measurement, about.
+    """
+    contenders, is_gpu = available(), device.type == "cuda"
+    load_before = os.getloadavg()
+    shapes = {name: shapes_of(WORKLOADS[name].network()) for name in parts}
+    counts = {name: all_counts(shapes[name], contenders) for name in tqdm(parts, "counts")}
+    measured = partial(sam_part, contenders=contenders, device=device, seconds=seconds)
+    (one, _), (many, _) = (measured([torch.Size([1])] * tensors) for tensors in (1, TENSORS))
+    model = figures.cost_model(one, many, TENSORS)
+    sam_parts: dict[str, Any] = {}
+    for name in tqdm(parts, "SAM part alone"):
+        words = counts[name]["accelerator" if is_gpu else "cpu"][figures.OURS]["words"]
+        sam_parts[name] = _size(shapes[name]) | _sam_part(*measured(shapes[name]), words=words)
+    for part in sam_parts.values():
+        part["model_ms"] = figures.predicted_ms(
+            model, part["tensors"], part["floor_ms"][0], in_turn=not is_gpu
+        )
+    whole_steps: dict[str, Any] = {}
+    for case in tqdm(cases, "whole steps"):
+        capture = gpu.captured if is_gpu else None
+        rounds = whole_step(case, contenders, device=device, seconds=seconds, capture=capture)
+        whole_steps[str(case)] = figures.of_whole_step(rounds) | {"seconds": _rounded(rounds)}
+    record = facts(device) | {
+        "load_average": [load_before, os.getloadavg()],
+        "seconds_per_measurement": seconds,
+        "not_run": not_run(device),
+        "cost_model": model,
+        "sam_part": sam_parts,
+        "whole_step": whole_steps,
+        "counts": counts,
+        "launches": {name: gpu.counts(shapes[name], contenders) for name in parts if is_gpu},
+        "checks": gpu.checks() if is_gpu else {},
+    }
+    return record | {"goals": figures.goals(record)}
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return what is needed to measure again: the machine, the code, the versions."""
+    packages = ("balanced-sam", "torch", "transformers", *set(PEERS).difference(missing()))
+    return {
+        "device": device_name(device.type),
+        "threads": torch.get_num_threads(),
+        "commit": git_state("rev-parse", "HEAD"),
+        "dirty": bool(git_state("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: version(name) for name in sorted(packages)},
+    }
+
+
+def not_run(device: torch.device) -> list[str]:
+    """Return what was left out, and why."""
+    sentences = [f"{name}, which is not installed (the extra `peers` has it)" for name in missing()]
+    if device.type != "cuda":
+        sentences += [f"{what}, for want of a GPU" for what in gpu.NOT_RUN]
+    return sentences
+
+
+def _size(shapes: list[torch.Size]) -> dict[str, int]:
+    return {"weights": sum(shape.numel() for shape in shapes), "tensors": len(shapes)}
+
+
+def _sam_part(rounds: Rounds, faults: dict[str, float], *, words: float) -> dict[str, Any]:
+    figure = figures.of_sam_part(rounds, words)
+    return figure | {"page_faults": faults, "seconds": _rounded(rounds)}
+
+
+def _rounded(rounds: Rounds) -> Rounds:
+    return {name: [significant(value) for value in values] for name, values in rounds.items()}
+
+
+if __name__ == "__main__":
+    main()
