@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import markdown
-
 README = Path(__file__).parent.parent / "README.md"
 ROWS = {
     "bases": (
@@ -128,12 +126,12 @@ class Report:
 
     def _table(self) -> str:
         """Return the table of the rows whose tests all passed."""
-        rows = [["What", "How", "Shown by"]]
+        rows = [["What", "How", "Shown by"], ["---"] * 3]
         for key, (what, how) in ROWS.items():
             if self._files[key] and key not in self._failed:
                 files = sorted(self._files[key])
                 rows.append([what, how, ", ".join(f"[{Path(f).stem}]({f})" for f in files)])
-        return markdown(rows)
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _keys(item: pytest.Item) -> Iterator[str]:
