@@ -230,7 +230,8 @@ def test_two_processes_reach_the_metrics_of_one_and_resume_exactly(
             read_record(record_path(tmp_path / name, NAME, method, 0))
             for name in ("whole", "resumed")
         )
-        assert dataclasses.replace(resumed, seconds=whole.seconds) == whole
+        circumstances: dict[str, Any] = {"seconds": whole.seconds, "provenance": whole.provenance}
+        assert dataclasses.replace(resumed, **circumstances) == whole
 
 
 def test_two_processes_with_batch_norm_come_close_to_one(
