@@ -1114,6 +1114,24 @@ def test_gradients_accumulated_between_steps_are_warned_of() -> None:
         optimizer.step(closure)
 
 
+def test_warnings_point_at_the_line_that_called() -> None:
+    half = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+
+    def closure() -> Tensor:
+        loss = half.float().square().sum()
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        optimizer = BalancedSAM([half], partial(SGD, lr=0.1))
+        closure()
+        optimizer.step(closure)
+        with BalancedSAM([half], partial(SGD, lr=0.1)).perturbed():
+            closure()
+    assert [warning.filename for warning in warned] == [__file__] * 3
+
+
 LOOPS: dict[str, Callable[[BalancedSAM, Callable[[], Tensor]], object]] = {
     "step": lambda optimizer, closure: optimizer.step(closure),
     "clear, step": lambda optimizer, closure: (optimizer.zero_grad(), optimizer.step(closure)),

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from balanced_sam import BalancedSAM, _perturbation
+from balanced_sam._perturbation import Room
 
 SGD = torch.optim.SGD
 ignore_half_precision = pytest.mark.filterwarnings(
@@ -612,12 +613,52 @@ def test_words_moved_a_weight_are_within_the_budget(device: str, words: int) -> 
     assert 7 <= ledger.words / 100_000 <= words + 0.01
 
 
-def test_one_copy_of_the_weights_lives_between_the_passes_and_none_after() -> None:
-    _, living = sam_part(20, size=10_000)
+@pytest.mark.parametrize(("device", "kept"), [("cpu", 1), ("meta", 0)])
+def test_one_copy_of_the_weights_lives_between_the_passes_and_on_the_cpu_after(
+    device: str, kept: int
+) -> None:
+    _, living = sam_part(20, size=10_000, device=device)
     weights = 20 * 10_000 * 4
     assert living["pass 1"] == 0
     assert weights <= living["pass 2"] <= 1.01 * weights
-    assert living["after"] < 1000
+    assert kept * weights <= living["after"] < kept * weights + 1000
+
+
+def test_room_is_kept_for_tensors_of_the_same_shapes_dtype_and_device() -> None:
+    room = Room()
+    first = room.copies(0, [torch.ones(2, 3), torch.ones(4)])
+    other = room.copies(1, [torch.zeros(2, 3)])
+    again = room.copies(0, [torch.full((2, 3), 2.0), torch.full((4,), 3.0)])
+    assert [a is b for a, b in zip(again, first, strict=True)] == [True, True]
+    assert again[0].tolist() == [[2.0] * 3] * 2
+    assert again[1].tolist() == [3.0] * 4
+    assert other[0].tolist() == [[0.0] * 3] * 2
+    for tensors in (
+        [torch.ones(2, 3)],
+        [torch.ones(2, 3), torch.ones(1)],
+        [torch.ones(2, 3), torch.ones(4)],
+        [torch.ones(2, 3, dtype=torch.float64), torch.ones(4, dtype=torch.float64)],
+        [torch.ones(2, 3, device="meta"), torch.ones(4, device="meta")],
+    ):
+        copies = room.copies(0, tensors)
+        torch.testing.assert_close(copies, tensors, rtol=0, atol=0)
+        assert all(a is not b for a in copies for b in (*again, *tensors))
+        again = copies
+
+
+def square(w: Tensor) -> Tensor:
+    loss = w.square().sum()
+    loss.backward()
+    return loss
+
+
+def test_weights_may_change_shape_and_dtype_between_steps() -> None:
+    w = nn.Parameter(torch.ones(3))
+    optimizer = BalancedSAM([w], SGD([w], lr=0.0))
+    for data in (torch.rand(3), torch.rand(1), torch.rand(2, 2), torch.rand(2, 2).double()):
+        w.data, w.grad = data.clone(), None
+        optimizer.step(partial(square, w))
+        assert torch.equal(w, data)
 
 
 @pytest.mark.parametrize("manual", [True, False], ids=["perturbed", "step"])

@@ -1,6 +1,7 @@
 """Clocks, rounds in which everything is measured in turns, and what they come to."""
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
@@ -47,7 +48,7 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def interleaved(works: dict[str, Work], *, seconds: float, clock: Clock, before: Work) -> Rounds:
-    """Measure everything in turns, in another order each round.
+    """Measure everything in turns, in an order drawn for each round.
 
     Args:
         works: What to measure.
@@ -67,19 +68,13 @@ def interleaved(works: dict[str, Work], *, seconds: float, clock: Clock, before:
     gc.disable()
     try:
         for k in range(rounds):
-            for name in _in_turn(list(works), k):
+            # What comes after what matters: caches, and memory that another has given back.
+            for name in random.Random(k).sample(list(works), len(works)):
                 before()
                 measured[name].append(clock(works[name], calls[name]))
     finally:
         gc.enable()
     return measured
-
-
-def _in_turn(names: list[str], k: int) -> list[str]:
-    """Return the order of round ``k``: nothing is always first, or always after the same."""
-    start = k % len(names)
-    turned = names[start:] + names[:start]
-    return turned[::-1] if k // len(names) % 2 else turned
 
 
 def minus(rounds: list[float], control: list[float]) -> list[float]:

@@ -25,6 +25,8 @@ def check_callable(name: str, value: object) -> None:
 
 def check_number(name: str, value: object) -> float:
     """Return ``value`` as a float, infinite if no float is so large; raise if it is no number."""
+    if type(value) is float:  # Nearly always, and to ask an abstract class takes long.
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"Expected `{name}` to be a number, but got {type(value).__name__}.")
     try:

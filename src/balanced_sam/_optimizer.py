@@ -1,12 +1,14 @@
 """BalancedSAM: ascend within rho, descend with the base optimizer."""
 
 import inspect
+import sys
 import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from balanced_sam._checks import check_callable, check_rho, check_type
-from balanced_sam._perturbation import HALF_PRECISION, Perturbation
+from balanced_sam._perturbation import HALF_PRECISION, Perturbation, Room
 
 Loss = Tensor | float
 Closure = Callable[[], Loss]
@@ -40,7 +42,7 @@ class _Cycle:
 
     is_perturbed: bool = False
     awaits_step: bool = False
-    sharpness: Tensor | None = None
+    losses: tuple[Loss, Loss] | None = None
     known_gradient: weakref.ref[Tensor] | None = None
     clearings: int = 0
     warned: frozenset[str] = frozenset()
@@ -147,6 +149,7 @@ class BalancedSAM(Optimizer):
         """Share the base optimizer's hooks: registered on either, they fire once, in its calls."""
         self.base_optimizer = base_optimizer
         self._cycle = _Cycle()
+        self._room = Room()
         self._remember_gradient()
         for name in _HOOKS:
             setattr(self, name, getattr(base_optimizer, name))
@@ -190,7 +193,10 @@ class BalancedSAM(Optimizer):
         A detached 0-dim tensor, in loss units: 0 after a step of one pass, NaN after a step whose
         second pass was skipped for an overflow, None before the first ``step(closure)``.
         """
-        return self._cycle.sharpness
+        if self._cycle.losses is None:
+            return None
+        first, second = map(_as_scalar, self._cycle.losses)
+        return second - first
 
     # Dynamo cannot trace the contexts of a step; what is compiled inside it stays compiled.
     @_disable_dynamo
@@ -225,27 +231,31 @@ class BalancedSAM(Optimizer):
             RuntimeError: If there is no closure and no manual cycle to end, or a closure where one
                 is to end, or the parameters are perturbed already.
         """
-        for name, function in (("closure", closure), ("ascent_closure", ascent_closure)):
-            if function is not None:
-                check_callable(name, function)
+        if closure is not None:
+            check_callable("closure", closure)
+        if ascent_closure is not None:
+            check_callable("ascent_closure", ascent_closure)
         if scaler is not None:
             check_type("scaler", scaler, GradScaler)
         if closure is None or self._cycle.awaits_step:
             self._end_manual_cycle(closure, scaler)
             return None
-        with self._closure_cycle():
-            if not any(self._rhos()):
-                loss = self._evaluate(closure, nullcontext)
-                self._cycle.sharpness = torch.zeros_like(_as_scalar(loss))
-            else:
-                loss = self._evaluate(
-                    closure if ascent_closure is None else ascent_closure, self._ascent_context
-                )
-                self._cycle.sharpness = self._second_pass(closure, scaler) - _as_scalar(loss)
+        self._check_start()
+        has_other_gradient, clearings = self._has_other_gradient(), self._cycle.clearings
+        try:
+            loss = self._evaluate_twice(closure, ascent_closure, scaler)
             if scaler is not None:
                 # A fused base would unscale only after the step hooks, which may clip.
                 scaler.unscale_(self.base_optimizer)
             self._descend(scaler)
+        finally:
+            self._remember_gradient()
+        # A closure that clears the gradients itself expects none from before to count.
+        if has_other_gradient and self._cycle.clearings == clearings:
+            self._warn_once(
+                "BalancedSAM.step(closure) clears the gradients that were computed before it. To "
+                "accumulate over micro-batches, loop over them inside the closure."
+            )
         return loss
 
     @contextmanager
@@ -271,8 +281,14 @@ class BalancedSAM(Optimizer):
             ValueError: If no parameter has a gradient.
         """
         self._check_start()
-        with self._applied(self._perturbation()):
+        self._check_gradients()
+        perturbation = self._perturbation()
+        try:
+            self._apply(perturbation)
+            self._clear_gradients()
             yield
+        finally:
+            self._restore(perturbation)
         self._cycle.awaits_step = True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -323,9 +339,34 @@ class BalancedSAM(Optimizer):
         self.__dict__.update(state)
         self._adopt(state["base_optimizer"])
 
+    def _evaluate_twice(
+        self, closure: Closure, ascent_closure: Closure | None, scaler: GradScaler | None
+    ) -> Loss:
+        """Return the loss at w, with the gradients at w + eps in place; once where rho is 0."""
+        if not any(self._rhos()):
+            loss = self._evaluate(closure, nullcontext)
+            zero = torch.zeros_like(_as_scalar(loss))
+            self._cycle.losses = zero, zero
+            return loss
+        if ascent_closure is None:
+            ascent_closure = closure
+        loss = self._evaluate(ascent_closure, self._ascent_context)
+        perturbation = self._perturbation()
+        if scaler is not None and self._overflowed(perturbation, scaler):
+            # The scaler finds the broken gradients and backs off. A forward pass would only carry
+            # the overflow into the batch-norm statistics.
+            self._cycle.losses = loss, torch.nan
+            return loss
+        try:
+            self._apply(perturbation)
+            self._cycle.losses = loss, self._evaluate(closure, self._descent_context)
+        finally:
+            self._restore(perturbation)
+        return loss
+
     def _evaluate(self, closure: Closure, context: ContextFactory) -> Loss:
         """Call the closure on cleared gradients; return its loss, detached."""
-        self.base_optimizer.zero_grad()
+        self._clear_gradients()
         loss: Loss | None = None  # what is left where the context swallows an exception
         with context():
             loss = closure()
@@ -334,38 +375,15 @@ class BalancedSAM(Optimizer):
         # A copy: a captured graph writes the next loss over this one.
         return loss.detach().clone() if isinstance(loss, Tensor) else loss
 
-    @contextmanager
-    def _closure_cycle(self) -> Iterator[None]:
-        """Run a step; warn if gradients from before it had to give way."""
-        self._check_start()
-        known, clearings = self._cycle.known_gradient, self._cycle.clearings
-        gradient = next(self._gradients(), None)
-        is_new = gradient is not None and (known is None or known() is not gradient)
-        try:
-            yield
-        finally:
-            self._remember_gradient()
-        # A closure that clears the gradients itself expects none from before to count.
-        if is_new and self._cycle.clearings == clearings:
-            self._warn_once(
-                "BalancedSAM.step(closure) clears the gradients that were computed before it. To "
-                "accumulate over micro-batches, loop over them inside the closure."
-            )
+    def _has_other_gradient(self) -> bool:
+        """Return whether a gradient is at hand that is not from the last step."""
+        gradient, known = self._first_gradient(), self._cycle.known_gradient
+        return gradient is not None and (known is None or known() is not gradient)
 
     def _remember_gradient(self) -> None:
         """Remember the first gradient at hand, to tell later whether others have come."""
-        gradient = next(self._gradients(), None)
+        gradient = self._first_gradient()
         self._cycle.known_gradient = None if gradient is None else weakref.ref(gradient)
-
-    def _second_pass(self, closure: Closure, scaler: GradScaler | None) -> Tensor:
-        """Return the loss at w + eps, its gradients in place; NaN if the first pass overflowed."""
-        perturbation = self._perturbation()
-        if scaler is not None and self._overflowed(perturbation, scaler):
-            # The scaler finds the broken gradients and backs off. A forward pass would only carry
-            # the overflow into the batch-norm statistics.
-            return torch.full((), torch.nan, device=perturbation.norm.device)
-        with self._applied(perturbation):
-            return _as_scalar(self._evaluate(closure, self._descent_context))
 
     def _overflowed(self, perturbation: Perturbation, scaler: GradScaler) -> bool:
         """Return whether the gradients at hand have overflowed, on this and every other process."""
@@ -403,8 +421,7 @@ class BalancedSAM(Optimizer):
 
     def _perturbation(self) -> Perturbation:
         """Return the perturbation that the gradients at hand define."""
-        self._check_gradients()
-        perturbation = Perturbation(self._parameters_and_rhos())
+        perturbation = Perturbation(self._parameters_and_rhos(), self._room)
         if perturbation.has_half_precision:
             self._warn_once(
                 "BalancedSAM perturbs weights stored in 16 bits: most coordinates round back to "
@@ -413,16 +430,15 @@ class BalancedSAM(Optimizer):
             )
         return perturbation
 
-    @contextmanager
-    def _applied(self, perturbation: Perturbation) -> Iterator[None]:
-        """Hold the parameters at w + eps, gradients cleared."""
-        with perturbation.applied():
-            self._cycle.is_perturbed = True
-            try:
-                self.base_optimizer.zero_grad()
-                yield
-            finally:
-                self._cycle.is_perturbed = False
+    def _apply(self, perturbation: Perturbation) -> None:
+        """Move the parameters to w + eps."""
+        perturbation.apply()
+        self._cycle.is_perturbed = True
+
+    def _restore(self, perturbation: Perturbation) -> None:
+        """Put w back bit for bit, however far :meth:`_apply` came."""
+        self._cycle.is_perturbed = False
+        perturbation.restore()
 
     def _parameters_and_rhos(self) -> Iterator[tuple[Tensor, float]]:
         """Yield every parameter to perturb with its radius."""
@@ -438,12 +454,20 @@ class BalancedSAM(Optimizer):
             check_rho(group.setdefault("rho", self.defaults["rho"])) for group in self.param_groups
         ]
 
-    def _gradients(self) -> Iterator[Tensor]:
-        """Yield the gradients at hand."""
+    def _clear_gradients(self) -> None:
+        """Drop the gradients as ``zero_grad`` does, without its marks for the profiler."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _first_gradient(self) -> Tensor | None:
+        """Return the first gradient at hand."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    yield parameter.grad
+                    gradient: Tensor = parameter.grad
+                    return gradient
+        return None
 
     def _check_start(self) -> None:
         """Raise if the parameters are perturbed; forget a manual cycle that was not ended."""
@@ -456,7 +480,7 @@ class BalancedSAM(Optimizer):
 
     def _check_gradients(self) -> None:
         """Raise if no parameter has a gradient."""
-        if next(self._gradients(), None) is None:
+        if self._first_gradient() is None:
             raise ValueError(
                 "Expected gradients after the closure, but no parameter has one: the closure must "
                 "call `loss.backward()` on a loss of this optimizer's parameters."
@@ -466,8 +490,18 @@ class BalancedSAM(Optimizer):
         """Warn the first time this optimizer has something to say."""
         if message not in self._cycle.warned:
             self._cycle.warned |= {message}
-            # Past this class, contextlib and torch's decorators to the line that called `step`.
-            warnings.warn(message, UserWarning, stacklevel=8)
+            warnings.warn(message, UserWarning, stacklevel=1 + _levels_to_caller())
+
+
+def _levels_to_caller() -> int:
+    """Return how far up the stack the line is that called this class, torch's decorators passed."""
+    passed = ("balanced_sam", "torch", "contextlib")
+    frame: FrameType | None = sys._getframe(1)
+    levels = 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in passed:
+        frame = frame.f_back
+        levels += 1
+    return levels
 
 
 def _is_iterable(values: object) -> bool:

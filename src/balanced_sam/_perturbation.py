@@ -2,8 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,50 +22,76 @@ class _Bucket:
     gradients: list[Tensor] = field(default_factory=list)
 
 
+class Room:
+    """Memory for the copies of parameters, kept from step to step on the CPU.
+
+    There memory that is given back goes to the operating system, which clears each page of it
+    before the next step gets it: that takes longer than the copy. Elsewhere torch's allocator keeps
+    it, and the copies of a captured graph must be its own.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[Tensor]] = {}
+
+    def copies(self, bucket: int, tensors: list[Tensor]) -> list[Tensor]:
+        """Return exact copies of a bucket's tensors, all of one dtype and device."""
+        kept = self._kept.get(bucket)
+        if kept is not None and _are_alike(tensors, kept):
+            torch._foreach_copy_(kept, tensors)
+            return kept
+        copies = _clone(tensors)
+        if tensors[0].is_cpu:
+            self._kept[bucket] = copies
+        return copies
+
+
 class Perturbation:
     r"""The ascent step :math:`\hat\epsilon = \rho \, g / \lVert g \rVert_2`, there and back.
 
     Args:
         parameters: Parameters and the radius of each; those without a gradient are left alone, one
             that comes twice counts once.
+        room: Where the copies of them are kept.
 
     Attributes:
         norm: :math:`\lVert g \rVert_2` over all these parameters, a 0-dim tensor, at least float32.
         has_half_precision: Whether a parameter is stored in 16 bits.
     """
 
-    def __init__(self, parameters: Iterable[tuple[Tensor, float]]) -> None:
+    def __init__(self, parameters: Iterable[tuple[Tensor, float]], room: Room) -> None:
         self._buckets = _group(parameters)
-        self.norm = _total_norm(self._buckets)
+        self._room = room
+        self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
+        # Gradients have a graph of their own after `backward(create_graph=True)`.
+        self.norm = _total_norm(self._buckets).detach()
         self.has_half_precision = any(
             bucket.parameters[0].dtype in HALF_PRECISION for bucket in self._buckets
         )
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Hold the parameters at w + eps; put w back bit for bit however the block ends.
+    def apply(self) -> None:
+        """Move the parameters to w + eps, once.
 
-        Can be entered once. The gradients are used up: their values are undefined afterwards.
+        The gradients are used up: their values are undefined afterwards.
         """
         _check_no_parametrization_cache()
         _check_resharded(self._buckets)
-        parameters = [_local(bucket.parameters) for bucket in self._buckets]
         with torch.no_grad():
-            saved = [_clone(tensors) for tensors in parameters]
-        # Autocast keeps half-precision copies of the weights: each pass must make its own.
-        torch.clear_autocast_cache()
-        try:
-            with torch.no_grad():
-                for bucket, tensors in zip(self._buckets, parameters, strict=True):
-                    _ascend(tensors, _local(bucket.gradients), self.norm, bucket.rho)
-                    # Else they would take up memory during the second pass.
-                    bucket.gradients.clear()
-            yield
-        finally:
-            with torch.no_grad():
-                for tensors, copies in zip(parameters, saved, strict=True):
-                    torch._foreach_copy_(tensors, copies)
+            for i, bucket in enumerate(self._buckets):
+                tensors = _local(bucket.parameters)
+                self._saved.append((tensors, self._room.copies(i, tensors)))
+            # Autocast keeps half-precision copies of the weights: each pass must make its own.
             torch.clear_autocast_cache()
+            for bucket, (tensors, _) in zip(self._buckets, self._saved, strict=True):
+                _ascend(tensors, _local(bucket.gradients), self.norm, bucket.rho)
+                # Else they would take up memory during the second pass.
+                bucket.gradients.clear()
+
+    def restore(self) -> None:
+        """Put w back bit for bit, also where :meth:`apply` failed halfway."""
+        with torch.no_grad():
+            for tensors, copies in self._saved:
+                torch._foreach_copy_(tensors, copies)
+        torch.clear_autocast_cache()
 
 
 def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
@@ -84,37 +109,36 @@ def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
                 "`FullyShardedDataParallel` flattened: each process would perturb along its own "
                 "shard's norm."
             )
-        gradient = _placed_like(parameter, gradient)
-        # The last two tell DTensors of different sharding apart; a plain tensor has neither.
-        key = (
+        key: tuple[object, ...] = (
             rho,
             parameter.device,
             parameter.dtype,
             gradient.dtype,
             gradient.layout,
-            getattr(gradient, "device_mesh", None),
-            getattr(gradient, "placements", None),
         )
-        bucket = buckets.setdefault(key, _Bucket(rho))
+        placements = getattr(parameter, "placements", None)
+        if placements is not None:
+            gradient = _placed(gradient, placements)
+            key += (placements, gradient.device_mesh)  # type: ignore[attr-defined]
+        bucket = buckets.get(key)
+        if bucket is None:
+            bucket = buckets[key] = _Bucket(rho)
         bucket.parameters.append(parameter)
         bucket.gradients.append(gradient.coalesce() if gradient.is_sparse else gradient)
     return list(buckets.values())
 
 
-@torch.no_grad()
-def _placed_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient, of a DTensor with the placements of its parameter.
+def _placed(gradient: Tensor, placements: object) -> Tensor:
+    """Return the gradient of a DTensor with the placements of its parameter.
 
     Under tensor parallelism the gradient of a replicated parameter is a partial sum on each rank.
     """
-    placements = getattr(parameter, "placements", None)
-    if placements is None or gradient.placements == placements:  # type: ignore[attr-defined]
+    if gradient.placements == placements:  # type: ignore[attr-defined]
         return gradient
     placed: Tensor = gradient.redistribute(placements=placements)  # type: ignore[attr-defined]
     return placed
 
 
-@torch.no_grad()
 def _total_norm(buckets: list[_Bucket]) -> Tensor:
     """Return the L2 norm of all gradients, on the first one's device; 0 if there are none."""
     norms = [_norm(_values(bucket.gradients)) for bucket in buckets]
@@ -143,8 +167,8 @@ def _ascend(parameters: list[Tensor], gradients: list[Tensor], norm: Tensor, rho
     if parameters[0].device.type == "cpu" and norm.device.type == "cpu" and not is_float16:
         # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
         length = norm.item()
-        scale = (rho / norm).item()
-        if math.isfinite(length) and math.isfinite(scale):
+        scale = rho / length if length else math.inf
+        if math.isfinite(length) and abs(scale) <= torch.finfo(norm.dtype).max:
             torch._foreach_add_(parameters, gradients, alpha=scale)
         return
     norm = _send(norm, parameters[0].device)
@@ -183,6 +207,15 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
     return tensors if to_local is None else [to_local(tensor) for tensor in tensors]
 
 
+def _are_alike(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    """Return whether the others, all of one dtype and device too, can take the tensors' values."""
+    return (
+        [t.shape for t in tensors] == [t.shape for t in others]
+        and tensors[0].dtype is others[0].dtype
+        and tensors[0].device == others[0].device
+    )
+
+
 def _clone(tensors: list[Tensor]) -> list[Tensor]:
     """Return exact copies, in one call where torch has it."""
     if hasattr(torch, "_foreach_clone"):
@@ -204,9 +237,10 @@ def _check_resharded(buckets: list[_Bucket]) -> None:
     # Read, not imported: it is there if something is sharded. Nothing public leads from a sharded
     # parameter to its module.
     states = sys.modules.get("torch.distributed._composable_state")
-    ours = {id(p) for bucket in buckets for p in bucket.parameters if hasattr(p, "placements")}
-    if states is None or not ours:
+    sharded = [bucket for bucket in buckets if hasattr(bucket.parameters[0], "placements")]
+    if states is None or not sharded:
         return
+    ours = {id(parameter) for bucket in sharded for parameter in bucket.parameters}
     for reference in getattr(states, "_module_state_mapping", {}).values():
         for group in getattr(reference(), "_fsdp_param_groups", ()):
             if group.is_unsharded and any(id(p.sharded_param) in ours for p in group.fsdp_params):
