@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.evaluation import REGIONS, Array, sample_sums
 from benchmarks.intervals import paired_difference
+from benchmarks.overhead import report as overhead_report
 from benchmarks.protocol import Record
 from benchmarks.registry import get_dataset, get_method, method_names
 from benchmarks.store import COMMITTED, read_records
@@ -35,7 +36,7 @@ SELECTIONS = {
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-TEXTS = (Path("README.md"), Path("docs/results.md"))
+TEXTS = (Path("README.md"), Path("docs/results.md"), Path("docs/cost.md"))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 Records = dict[str, list[Record]]
 
@@ -145,6 +146,13 @@ def loading() -> str:
     return markdown(rows)
 
 
+def overhead(name: str, table: str) -> str:
+    """Return a table of what a step costs on a machine, see :mod:`benchmarks.overhead.report`."""
+    record = json.loads((COMMITTED / "overhead" / f"{name}.json").read_text())
+    rows: list[list[str]] = getattr(overhead_report, table)(record)
+    return markdown(rows)
+
+
 def report(root: Path, name: str) -> str:
     """Return all tables of a data set."""
     dataset, records = get_dataset(name), read_records(root, name)
@@ -192,6 +200,7 @@ def fill(text: str) -> str:
         "published": published,
         "tuning": tuning,
         "loading": loading,
+        "overhead": overhead,
     }
 
     def replace(match: re.Match[str]) -> str:

@@ -190,11 +190,12 @@ SHAPES = [torch.Size([20, 30]), torch.Size([30]), torch.Size([4_000])]
 WORDS = {
     "two_passes": (0, 0),
     "balanced_sam": (8, 12),
+    "bare": (8, 10),
     "published": (11, 11),
     "temperon": (9, 9),
     "pytorch_optimizer": (12, 12),
 }
-KEPT = {"balanced_sam": (1, 0), "published": (1, 1)}
+KEPT = {"balanced_sam": (1, 0), "bare": (1, 1), "published": (1, 1)}
 
 
 @pytest.mark.parametrize("name", available())
@@ -339,6 +340,22 @@ def test_cost_model_gives_back_what_made_the_times() -> None:
     assert figures.predicted_ms(model, 300, 0.5, in_turn=False) == 1.0
 
 
+def test_larger_machine_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"weights": 8_000_000_000, "tensors": 100, "ranks": 4, "tokens_per_rank": 1_000}
+    machine |= {"bytes_per_second": 1e12, "operations_per_second": 1e14, "all_reduce_us": 500}
+    monkeypatch.setattr(figures, "LARGER", machine)
+    record = good_record() | {"sharded_cost_model": {"fixed_us": 1000.0, "per_tensor_us": 10.0}}
+    record["counts"]["mlp"]["accelerator"]["balanced_sam"]["words"] = 12.0
+    found = figures.larger(record)
+    assert found["assumed"] == machine
+    assert found["copy_gb"] == 8.0  # Four bytes each of a quarter of the weights.
+    assert found["memory_ms"] == 96.0  # Twelve words of four bytes each.
+    assert found["host_ms"] == 2.0
+    assert found["sam_part_ms"] == 96.5
+    assert found["two_passes_ms"] == 960.0
+    assert found["over_two_passes"] == pytest.approx(1.1005, abs=1e-3)
+
+
 def good_record() -> dict[str, Any]:
     ours = {"calls": 9, "words": 8.0, "host_reads": 0, "peak_copies": 1.0, "kept_copies": 0.0}
     count = {path: {"balanced_sam": dict(ours)} for path in ("cpu", "accelerator")}
@@ -430,7 +447,7 @@ def test_script_measures_prints_and_keeps_a_record(
     assert list(record["whole_step"]) == ["mlp, float32", "mlp, bfloat16"]
     for part in record["sam_part"].values():
         assert {len(values) for values in part["seconds"].values()} == {timing.FEWEST}
-        assert set(part["ms"]) == {"balanced_sam", "published"}
+        assert set(part["ms"]) == {"balanced_sam", "bare", "published"}
         assert set(part["page_faults"]) == set(part["seconds"])
         assert part["model_ms"] >= part["floor_ms"][0]
     for name in PEERS:

@@ -7,6 +7,7 @@ and a copy of as much memory as it moves, all in turns.
 import argparse
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,13 @@ from tqdm import tqdm
 
 from benchmarks.overhead import figures, gpu, report
 from benchmarks.overhead.contenders import PEERS, available, missing
-from benchmarks.overhead.measuring import all_counts, sam_part, shapes_of, whole_step
+from benchmarks.overhead.measuring import (
+    all_counts,
+    one_process,
+    sam_part,
+    shapes_of,
+    whole_step,
+)
 from benchmarks.overhead.timing import Rounds, significant
 from benchmarks.overhead.workloads import WORKLOADS, Case
 from benchmarks.provenance import device_name, git_state
@@ -90,8 +97,10 @@ def measure(
     shapes = {name: shapes_of(WORKLOADS[name].network()) for name in parts}
     counts = {name: all_counts(shapes[name], contenders) for name in tqdm(parts, "counts")}
     measured = partial(sam_part, contenders=contenders, device=device, seconds=seconds)
-    (one, _), (many, _) = (measured([torch.Size([1])] * tensors) for tensors in (1, TENSORS))
-    model = figures.cost_model(one, many, TENSORS)
+    model = cost_model(measured)
+    ours = {name: contenders[name] for name in (figures.OURS, figures.CONTROL)}
+    with one_process(device) as mesh:
+        sharded_model = cost_model(partial(measured, contenders=ours, mesh=mesh))
     sam_parts: dict[str, Any] = {}
     for name in tqdm(parts, "SAM part alone"):
         words = counts[name]["accelerator" if is_gpu else "cpu"][figures.OURS]["words"]
@@ -110,13 +119,21 @@ def measure(
         "seconds_per_measurement": seconds,
         "not_run": not_run(device),
         "cost_model": model,
+        "sharded_cost_model": sharded_model,
         "sam_part": sam_parts,
         "whole_step": whole_steps,
         "counts": counts,
         "launches": {name: gpu.counts(shapes[name], contenders) for name in parts if is_gpu},
         "checks": gpu.checks() if is_gpu else {},
     }
+    record["larger"] = figures.larger(record)
     return record | {"goals": figures.goals(record)}
+
+
+def cost_model(measured: Callable[..., tuple[Rounds, Any]]) -> figures.Figures:
+    """Return the cost of our step on next to no weights, from one tensor and from many."""
+    (one, _), (many, _) = (measured([torch.Size([1])] * tensors) for tensors in (1, TENSORS))
+    return figures.cost_model(one, many, TENSORS)
 
 
 def facts(device: torch.device) -> dict[str, Any]:

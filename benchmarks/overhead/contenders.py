@@ -121,9 +121,43 @@ def published(parameters: Parameters, make_base: Callable[..., Optimizer]) -> St
     return step
 
 
+def bare(parameters: Parameters, make_base: Callable[..., Optimizer]) -> Step:
+    """Return a step of our operators alone, right only where nothing goes wrong.
+
+    What ours takes beyond it is Python: parameter groups, checks, restoring after an exception.
+    """
+    base = make_base(parameters)
+    saved = [p.detach().clone() for p in parameters]
+
+    def gradients(closure: Closure) -> list[Tensor]:
+        for parameter in parameters:
+            parameter.grad = None
+        closure().detach().clone()
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def step(closure: Closure) -> None:
+        ascent = gradients(closure)
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ascent)))
+            torch._foreach_copy_(saved, parameters)
+            if norm.is_cpu:
+                torch._foreach_add_(parameters, ascent, alpha=RHO / norm.item())
+            else:
+                torch._foreach_mul_(ascent, RHO / norm)
+                torch._foreach_add_(parameters, ascent)
+        del ascent
+        gradients(closure)
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, saved)
+        base.step()
+
+    return step
+
+
 CONTENDERS: dict[str, Contender] = {
     "two_passes": two_passes,
     "balanced_sam": balanced_sam,
+    "bare": bare,
     "pytorch_optimizer": pytorch_optimizer,
     "temperon": temperon,
     "published": published,

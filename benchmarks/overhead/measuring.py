@@ -1,13 +1,18 @@
 """The measurements: of the SAM part alone, of whole steps, and of what can be counted."""
 
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import SGD, Optimizer
 
 from benchmarks.ledger import Ledger
@@ -63,12 +68,17 @@ def sam_part(
     *,
     device: torch.device,
     seconds: float,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Rounds, dict[str, float]]:
     """Return the seconds of steps whose passes and base step do nothing, and their page faults.
 
-    ``"copy"`` is a copy of as many weights, in one piece, to memory that is there already.
+    ``"copy"`` is a copy of as many weights, in one piece, to memory that is there already. On a
+    mesh the weights are sharded, as by FSDP2.
     """
     parameters = parameters_of(shapes, device)
+    if mesh is not None:
+        shards = [distribute_tensor(p.detach(), mesh, [Shard(0)]) for p in parameters]
+        parameters = [nn.Parameter(shard) for shard in shards]
     closure = given_gradients(parameters)
     works: dict[str, Work] = {
         name: partial(make(parameters, Still), closure) for name, make in contenders.items()
@@ -151,6 +161,18 @@ def all_counts(shapes: list[torch.Size], contenders: dict[str, Contender]) -> di
         }
         for path, device in (("cpu", "cpu"), ("accelerator", "meta"))
     }
+
+
+@contextmanager
+def one_process(device: torch.device) -> Iterator[DeviceMesh]:
+    """Make this process the only one of a group, and yield its mesh."""
+    with TemporaryDirectory() as folder:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield init_device_mesh(device.type, (1,))
+        finally:
+            destroy_process_group()
 
 
 def _clearing(parameters: Parameters) -> Work:

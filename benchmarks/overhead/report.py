@@ -17,6 +17,8 @@ def tables(record: Record) -> dict[str, Rows]:
         "Page faults a step, SAM part alone": page_faults(record),
         "Whole step, ms, and times as long (and the middle half of the rounds)": whole_step(record),
         "Counts, SAM part alone": counts(record),
+        "Measured, and what the cost model says": model(record),
+        "What the model says of a larger machine, for each rank": larger(record),
         "Goals": goals(record),
     }
     if record["launches"]:
@@ -27,9 +29,9 @@ def tables(record: Record) -> dict[str, Rows]:
 
 
 def sam_part(record: Record) -> Rows:
-    """Return milliseconds of each contender, the floor, the model, and our ratios."""
+    """Return milliseconds of each contender, the floor, and our ratios."""
     heads = ["ours / pytorch_optimizer", "ours / floor"]
-    rows = [["Network", "Weights", "Tensors", *_NAMES, "floor", "model of ours", *heads]]
+    rows = [["Network", "Weights", "Tensors", *_NAMES, "floor", *heads]]
     for name, part in record["sam_part"].items():
         ratios = part["ours_over"]
         rows.append(
@@ -39,12 +41,46 @@ def sam_part(record: Record) -> Rows:
                 str(part["tensors"]),
                 *(_figure(part["ms"].get(contender)) for contender in _NAMES),
                 _figure(part["floor_ms"]),
-                f"{part['model_ms']:.3g}",
                 _ratio(ratios.get("pytorch_optimizer")),
                 _ratio(ratios["floor"]),
             ]
         )
     return rows
+
+
+def model(record: Record) -> Rows:
+    """Return the parts of the model's sum, and what was measured over it."""
+    rows = [["Network", "per step, ms", "tensors, ms", "words, ms", "model", "measured", "ratio"]]
+    entries = record["cost_model"]
+    for name, part in record["sam_part"].items():
+        per_tensor = entries["per_tensor_us"] * part["tensors"]
+        measured, predicted = part["ms"]["balanced_sam"][0], part["model_ms"]
+        parts = [entries["fixed_us"] / 1e3, per_tensor / 1e3, part["floor_ms"][0]]
+        figures = [*parts, predicted, measured, measured / predicted]
+        rows.append([name, *(f"{figure:.3g}" for figure in figures)])
+    return rows
+
+
+def larger(record: Record) -> Rows:
+    """Return what is assumed of a larger machine and what follows."""
+    found = record["larger"]
+    assumed = found["assumed"]
+    return [
+        ["", ""],
+        ["Weights, float32", f"{assumed['weights']:,}"],
+        ["Tensors", f"{assumed['tensors']}"],
+        ["Ranks", f"{assumed['ranks']}"],
+        ["Tokens a rank and pass", f"{assumed['tokens_per_rank']:,}"],
+        ["Memory, TB/s", f"{assumed['bytes_per_second'] / 1e12:.3g}"],
+        ["Operations, 10^12/s", f"{assumed['operations_per_second'] / 1e12:.3g}"],
+        ["All-reduce of one number, µs", f"{assumed['all_reduce_us']}"],
+        ["Copy of the shards, GB", f"{found['copy_gb']:.3g}"],
+        ["Words moved, ms", f"{found['memory_ms']:.3g}"],
+        ["Host, ms", f"{found['host_ms']:.3g}"],
+        ["SAM part, ms", f"{found['sam_part_ms']:.3g}"],
+        ["Two passes, ms", f"{found['two_passes_ms']:,.0f}"],
+        ["SAM step over two passes", f"{found['over_two_passes']:.3f}"],
+    ]
 
 
 def page_faults(record: Record) -> Rows:

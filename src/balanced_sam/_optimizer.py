@@ -443,10 +443,13 @@ class BalancedSAM(Optimizer):
     def _parameters_and_rhos(self) -> Iterator[tuple[Tensor, float]]:
         """Yield every parameter to perturb with its radius."""
         for i, (group, rho) in enumerate(zip(self.param_groups, self._rhos(), strict=True)):
+            if not rho:
+                continue
+            # What is maximized is worst where it is smallest.
+            radius = -rho if group.get("maximize") else rho
             for j, parameter in enumerate(group["params"]):
-                if rho and (i, j) not in self._unperturbed:
-                    # What is maximized is worst where it is smallest.
-                    yield parameter, -rho if group.get("maximize") else rho
+                if (i, j) not in self._unperturbed:
+                    yield parameter, radius
 
     def _rhos(self) -> list[float]:
         """Return the rho of each group; the default where a checkpoint of the bare base cut it."""

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ class _Bucket:
     """Parameters of one kind and their gradients, so that one foreach call serves them all."""
 
     rho: float
-    parameters: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
+    parameters: list[Tensor]
+    gradients: list[Tensor]
 
 
 class Room:
@@ -122,7 +122,7 @@ def _group(parameters: Iterable[tuple[Tensor, float]]) -> list[_Bucket]:
             key += (placements, gradient.device_mesh)  # type: ignore[attr-defined]
         bucket = buckets.get(key)
         if bucket is None:
-            bucket = buckets[key] = _Bucket(rho)
+            bucket = buckets[key] = _Bucket(rho, [], [])
         bucket.parameters.append(parameter)
         bucket.gradients.append(gradient.coalesce() if gradient.is_sparse else gradient)
     return list(buckets.values())
