@@ -69,16 +69,17 @@ def main() -> None:
         device=torch.device(options.device),
         seconds=options.seconds,
     )
-    write_json(options.out or default_path(record["device"]), record)
+    threads = "" if is_gpu else f"_{options.threads}_thread{'s' * (options.threads > 1)}"
+    write_json(options.out or default_path(record["device"] + threads), record)
     for title, rows in report.tables(record).items():
         print(f"\n{title}\n\n{markdown(rows)}")
     for sentence in record["not_run"]:
         print(f"\nNot run: {sentence}.")
 
 
-def default_path(device: str) -> Path:
-    """Return where the record of a device lies."""
-    return COMMITTED / "overhead" / f"{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+def default_path(machine: str) -> Path:
+    """Return where the record of a machine lies."""
+    return COMMITTED / "overhead" / f"{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
 
 
 def measure(
