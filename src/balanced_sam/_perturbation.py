@@ -166,9 +166,9 @@ def _ascend(parameters: list[Tensor], gradients: list[Tensor], norm: Tensor, rho
     is_float16 = gradients[0].dtype is torch.float16
     if parameters[0].device.type == "cpu" and norm.device.type == "cpu" and not is_float16:
         # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
-        length = norm.item()
-        scale = rho / length if length else math.inf
-        if math.isfinite(length) and abs(scale) <= torch.finfo(norm.dtype).max:
+        # It is 0 where the norm is infinite, infinite where that is 0.
+        scale = (rho / norm).item()
+        if scale and math.isfinite(scale):
             torch._foreach_add_(parameters, gradients, alpha=scale)
         return
     norm = _send(norm, parameters[0].device)
