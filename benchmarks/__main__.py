@@ -83,12 +83,12 @@ def _add_labels(commands: Commands) -> None:
 
 def _labels(options: argparse.Namespace) -> None:
     from benchmarks.labels import describe, train_counts
-    from benchmarks.plots import label_distribution
+    from benchmarks.plots import label_distribution, save
 
     dataset = registry.get_dataset(options.dataset)
     counts = train_counts(dataset, options.data)
     path = options.out / f"{options.dataset}_labels.png"
-    label_distribution(options.dataset, counts, path)
+    save(label_distribution(options.dataset, counts), path)
     print(describe(dataset, counts), path, sep="\n\n")
 
 
@@ -222,11 +222,12 @@ def _plot(options: argparse.Namespace) -> None:
     name = options.dataset
     methods = tuple(options.methods or plots.METHODS)
     path = options.out / f"{name}_error_by_target.png"
-    plots.error_by_target(options.records, name, options.selection, path, methods=methods)
+    figure = plots.error_by_target(options.records, name, options.selection, methods=methods)
+    plots.save(figure, path)
     print(path)
     if options.records == COMMITTED and plots.has_rho_sweep(name):
         path = options.out / f"{name}_rho.png"
-        plots.rho_sweep(name, path)
+        plots.save(plots.rho_sweep(name), path)
         print(path)
 
 

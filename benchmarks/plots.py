@@ -33,15 +33,14 @@ LINES = {"All": "-", "Few": "--"}
 
 
 def error_by_target(
-    root: Path, name: str, selection: str, path: Path, *, methods: tuple[str, ...] = METHODS
-) -> None:
-    """Draw the test error of each method against the target, the regions shaded.
+    root: Path, name: str, selection: str, *, methods: tuple[str, ...] = METHODS
+) -> Figure:
+    """Return a picture of the test error of each method against the target, the regions shaded.
 
     Args:
         root: Folder of the records.
         name: The data set.
         selection: ``"best_validation"`` or ``"last_epoch"``.
-        path: Where the picture goes.
         methods: Which methods, as far as they have records.
     """
     dataset, records = get_dataset(name), read_records(root, name)
@@ -66,11 +65,11 @@ def error_by_target(
     bottom.set_xlim(centers[0], centers[-1])
     bottom.set_ylim(bottom=0)
     _legend(bottom)
-    _save(figure, path)
+    return figure
 
 
-def label_distribution(name: str, counts: Tensor, path: Path) -> None:
-    """Draw how many training targets each bin has, the regions shaded (Figures S1 to S3)."""
+def label_distribution(name: str, counts: Tensor) -> Figure:
+    """Return a picture of the training targets per bin, regions shaded (Figures S1 to S3)."""
     dataset = get_dataset(name)
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     _histogram(axes, dataset, counts)
@@ -78,11 +77,11 @@ def label_distribution(name: str, counts: Tensor, path: Path) -> None:
     axes.set_xlabel(dataset.target)
     axes.set_title(dataset.title, fontsize=11)
     _legend(axes, place="upper right")
-    _save(figure, path)
+    return figure
 
 
-def rho_sweep(name: str, path: Path) -> None:
-    """Draw the validation error against rho, of the tuning runs with the recipe's other entries."""
+def rho_sweep(name: str) -> Figure:
+    """Return a picture of the validation error against rho, the recipe's other entries kept."""
     dataset = get_dataset(name)
     choices = json.loads((COMMITTED / name / "tuning.json").read_text())
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -107,7 +106,14 @@ def rho_sweep(name: str, path: Path) -> None:
     axes.set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, ncols=2)
-    _save(figure, path)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture to a file and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
 
 
 def has_rho_sweep(name: str) -> bool:
@@ -173,9 +179,3 @@ def _smooth(values: Array) -> Array:
     ones = np.ones(WINDOW)
     sums: Array = np.convolve(values, ones, "same")
     return sums / np.convolve(np.ones(len(values)), ones, "same")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)
