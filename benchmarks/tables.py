@@ -36,7 +36,7 @@ SELECTIONS = {
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-TEXTS = (Path("README.md"), Path("docs/results.md"), Path("docs/cost.md"))
+TEXTS = (Path("README.md"), Path("docs/results.md"), Path("docs/cost.md"), Path("docs/choose.md"))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 Records = dict[str, list[Record]]
 
@@ -118,16 +118,16 @@ def difference(
     return paired_difference(*parts, counts, metric=metric)
 
 
-def tuning(dataset: str) -> str:
-    """Return the validation errors that the recipe was chosen by."""
+def tuning(dataset: str, method: str = "") -> str:
+    """Return the validation errors that the recipe was chosen by, of one method or of all."""
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
     columns = [(epoch, region) for epoch in ("best", "last") for region in ("All", "Few")]
     rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {r}" for e, r in columns)]]
-    for method in sorted(choices, key=_order):
-        for name, row in choices[method].items():
+    for name in [method] if method else sorted(choices, key=_order):
+        for setting, row in choices[name].items():
             cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]
-            rows.append([get_method(method).title, name, str(len(row["seeds"])), *cells])
+            rows.append([get_method(name).title, setting, str(len(row["seeds"])), *cells])
     return markdown(rows)
 
 

@@ -1,21 +1,33 @@
 """How Sphinx builds this site."""
 
+import sys
 import zlib
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.ext.doctest import TestcodeDirective
+from sphinx.util import parselinenos
+
+# The gallery draws from the records with the functions of the benchmarks.
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 project = "balanced-sam"
 author = copyright = "The balanced-sam authors"
 release = version = version_of("balanced-sam")
 html_title = f"balanced-sam {version}"
 html_theme = "furo"
-exclude_patterns = ["_build"]
+# The tutorial is reached by itself, without the list that would hold it alone.
+exclude_patterns = ["_build", "tutorial", "gallery", "generated/tutorial/index.rst"]
 
 extensions = [
     "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
@@ -25,6 +37,20 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# Scripts that run while the site is built, into pages of their own.
+sphinx_gallery_conf = {
+    "examples_dirs": ["tutorial", "gallery"],
+    "gallery_dirs": ["generated/tutorial", "generated/gallery"],
+    "filename_pattern": r"\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "reference_url": {"balanced_sam": None},
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 # reference.md lists the entries itself: no page is generated into the source tree.
 autosummary_generate = False
@@ -72,6 +98,22 @@ def write_inventories(app: Sphinx, config: Config) -> None:
     config.intersphinx_mapping = mapping
 
 
+class LitTestcode(TestcodeDirective):
+    """A block of code that is run, with lines lit as in a ``code-block``."""
+
+    option_spec = TestcodeDirective.option_spec | {"emphasize-lines": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """Return the block, which knows its lit lines."""
+        found = super().run()
+        if lines := self.options.get("emphasize-lines"):
+            numbers = [i + 1 for i in parselinenos(lines, len(self.content))]
+            for node in found:
+                node["highlight_args"] = {"hl_lines": numbers}
+        return found
+
+
 def setup(app: Sphinx) -> None:
     """Write the inventories before intersphinx looks for them (it comes at priority 800)."""
+    app.add_directive("testcode", LitTestcode, override=True)
     app.connect("config-inited", write_inventories, priority=700)
