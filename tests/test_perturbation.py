@@ -524,22 +524,22 @@ class Ledger(TorchDispatchMode):
         self.calls.append(func._schema.name)
         if any(argument.alias_info and not argument.is_write for argument in func._schema.returns):
             return result
-        copies = "copy_" in func._schema.name
+        copies, reserves = "copy_" in func._schema.name, "empty" in func._schema.name
         for argument, value in zip(func._schema.arguments, args, strict=False):
             is_written = argument.alias_info is not None and argument.alias_info.is_write
             size = sum(t.numel() for t in _tensors(value))
-            self.words += size * (is_written + (not (copies and is_written)))
+            self.words += size * (is_written + (not (copies and is_written))) * (not reserves)
         for made in _tensors(result):
             storage = made.untyped_storage()
             if not func._schema.is_mutable:
-                self.words += made.numel()
+                self.words += made.numel() * (not reserves)
                 self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         return result
 
     @property
     def launches(self) -> list[str]:
-        """Calls that do work: neither views nor the marks of the profiler."""
-        idle = ("aten::view", "aten::detach", "profiler::")
+        """Calls that do work: no views, no memory only reserved, no marks of the profiler."""
+        idle = ("aten::view", "aten::detach", "aten::empty_like", "profiler::")
         return [call for call in self.calls if not call.startswith(idle)]
 
     @property
@@ -601,6 +601,7 @@ def test_number_of_operator_calls_does_not_depend_on_the_number_of_tensors(
     assert 0 < counts[0] < (20 if device == "cpu" else 46)
 
 
+@pytest.mark.skipif(not hasattr(torch, "_foreach_clone"), reason="torch lacks it")
 def test_not_even_a_view_is_taken_of_each_tensor_on_the_cpu() -> None:
     calls = [sam_part(tensors, size=3)[0].calls for tensors in (10, 100, 500)]
     assert calls[0] == calls[1] == calls[2]

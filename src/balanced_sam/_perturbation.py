@@ -217,10 +217,12 @@ def _are_alike(tensors: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _clone(tensors: list[Tensor]) -> list[Tensor]:
-    """Return exact copies, in one call where torch has it."""
+    """Return exact copies, written in one call."""
     if hasattr(torch, "_foreach_clone"):
         return list(torch._foreach_clone(tensors))
-    return [tensor.clone() for tensor in tensors]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 def _check_no_parametrization_cache() -> None:
@@ -242,7 +244,10 @@ def _check_resharded(buckets: list[_Bucket]) -> None:
         return
     ours = {id(parameter) for bucket in sharded for parameter in bucket.parameters}
     for reference in getattr(states, "_module_state_mapping", {}).values():
-        for group in getattr(reference(), "_fsdp_param_groups", ()):
+        state = reference()
+        # Before torch 2.13 a module has one group or none.
+        one = getattr(state, "_fsdp_param_group", None)
+        for group in getattr(state, "_fsdp_param_groups", [one] if one else []):
             if group.is_unsharded and any(id(p.sharded_param) in ours for p in group.fsdp_params):
                 raise RuntimeError(
                     "Expected FSDP2 to have resharded the weights after the first pass, but some "
