@@ -29,7 +29,7 @@ from benchmarks.registry import dataset_names, get_dataset, get_method, method_n
 from benchmarks.store import COMMITTED, read_record, read_records, write_json
 from benchmarks.training import _checkpoints, train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
 SHORT: dict[str, Any] = {
     "epochs": 2,

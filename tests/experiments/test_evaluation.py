@@ -128,7 +128,7 @@ print(peaks[1] - peaks[0])
 def test_ten_times_the_pixels_of_nyud2_take_no_more_memory() -> None:
     # 8.8 million pixels; predictions and targets of them would fill 67 MiB.
     command = [sys.executable, "-c", GROWTH]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     assert float(done.stdout) < 20
 

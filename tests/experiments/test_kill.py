@@ -22,7 +22,7 @@ from benchmarks import running
 from benchmarks.datasets import rotated_digits
 from benchmarks.running import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # How often a process dies of what it is about to do to a file of a kind, and how often at any time.
 KILLS = {"ckpt": 6, "record": 5, "other": 4, "time": 5}
 CHANGES = {"epochs": 2, "retrain_epochs": 2, "batch_size": 40, "lr": 0.05}

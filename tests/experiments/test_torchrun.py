@@ -30,7 +30,7 @@ from benchmarks.registry import get_dataset
 from benchmarks.store import read_record, record_path
 from benchmarks.training import History, train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAME = "rotated_digits"
 SECONDS = 240
 # One pass a step and two; two stages; losses that are no means of what each sample adds, and one

@@ -7,7 +7,7 @@ import pytest
 
 import balanced_sam
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 MADE = {"_build", "generated"}
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not MADE & {*path.parts})
 SCRIPTS = {"tutorial/rare_targets", "gallery/index"}
@@ -55,7 +55,7 @@ def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     )
     run = {"{testsetup}", "{testcleanup}", "{testcode}", "{testoutput}", "{doctest}"}
     other = {"{eval-rst}", "{include}", "{literalinclude}", "{toctree}", "{warning}", "{note}"}
-    other |= {"{glossary}", "{grid}", "{grid-item-card}", "sh"}
+    other |= {"{glossary}", "{grid}", "{grid-item-card}", "{tab-set}", "{tab-item}", "sh"}
     directives = {fence.split("}")[0] + "}" if fence.startswith("{") else fence for fence in fences}
     assert directives <= run | other
 

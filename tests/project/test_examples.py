@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 REGIONS = ["All", "Many", "Med.", "Few"]
 COLUMNS = ["count", "MAE", "GM", "RMSE", "delta_1", "bMAE"]

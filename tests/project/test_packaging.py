@@ -1,8 +1,12 @@
-"""The wheel: what is in it, and what its metadata promise."""
+"""Wheel and source distribution: what they hold and promise, and that they can be made again."""
 
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
@@ -12,19 +16,35 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from readme_renderer.markdown import render
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str, **options: object) -> str:
+    """Return what a module of this Python prints."""
+    result = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, **options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def build(source: Path, folder: Path) -> dict[str, Path]:
+    """Build the sdist, and the wheel from it, with the backend at hand: nothing is downloaded."""
+    run("build", "--no-isolation", "--outdir", str(folder), str(source))
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return {"wheel": wheel, "sdist": sdist}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with the build backend at hand: nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built: dict[str, Path]) -> Path:
+    return built["wheel"]
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +126,77 @@ def test_wheel_carries_the_licence(wheel: Path, names: list[str], metadata: Mess
 
 def test_metadata_name_the_project_and_a_valid_version(wheel: Path, metadata: Message) -> None:
     assert metadata["Name"] == "balanced-sam"
+    assert metadata["Summary"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
     version = metadata["Version"]
     assert str(Version(version)) == version
     assert wheel.name.split("-")[1] == version
 
 
-def test_metadata_show_the_readme(metadata: Message) -> None:
-    assert metadata["Description-Content-Type"] == "text/markdown"
-    body = str(metadata.get_payload())
-    assert body.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert metadata["Summary"]
+def test_changelog_begins_with_the_version(metadata: Message) -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    assert first is not None
+    assert first[1] == metadata["Version"]
+
+
+def test_metadata_lead_to_source_documentation_and_paper(metadata: Message) -> None:
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL", []))
+    assert {"Source", "Documentation", "Issues", "Changelog", "Paper"} == urls.keys()
+    assert all(url.startswith("https://") for url in urls.values())
+    assert metadata["Keywords"]
+
+
+def test_both_pass_the_strict_check_of_the_package_index(built: dict[str, Path]) -> None:
+    assert run("twine", "check", "--strict", *map(str, built.values())).count("PASSED") == 2
+
+
+def test_readme_is_rendered_as_on_the_package_index(metadata: Message) -> None:
+    """The index shows it without the files beside it, and without a renderer of equations."""
+    page = render(str(metadata.get_payload()))
+    assert page is not None
+    assert "Balanced Sharpness-Aware Minimization" in page
+    assert page.count("<table>") >= 4
+    addresses = re.findall(r'(?:href|src)="([^"]*)"', page)
+    home = f"https://github.com/balanced-sam/balanced-sam/blob/v{metadata['Version']}/"
+    raw = home.replace("github.com", "raw.githubusercontent.com").replace("/blob", "")
+    files = []
+    for address in addresses:
+        assert address.startswith(("https://", "#")), address
+        if address.startswith((home, raw)):
+            files.append(address.removeprefix(home).removeprefix(raw).partition("#")[0])
+    assert len(files) > 10
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert "$" not in re.sub(r"<(pre|code)\b.*?</\1>", "", page, flags=re.DOTALL)
+
+
+def test_sdist_holds_the_library_its_tests_and_the_examples(built: dict[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as archive:
+        paths = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("src/**/*", "tests/*.*", "examples/*.py")
+        for path in ROOT.glob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    other = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "pyproject.toml", "PKG-INFO"}
+    assert paths == expected | other | {".gitignore"}
+
+
+def test_another_build_has_the_same_bytes(built: dict[str, Path], tmp_path: Path) -> None:
+    """From a copy elsewhere, whose files are of another day and another owner's habits."""
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for name in ("src", "tests", "examples"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
+    for path in sorted(copy.rglob("*.*")):
+        os.utime(path, (10**9, 10**9))
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    again = build(copy, tmp_path / "dist")
+    for kind, path in built.items():
+        assert again[kind].name == path.name
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, again[kind])]
+        assert digests[0] == digests[1], kind

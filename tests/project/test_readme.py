@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 PAPER = "https://arxiv.org/abs/2508.16973"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
@@ -44,7 +44,7 @@ def test_commands_are_targets_of_the_makefile() -> None:
         if line
     ]
     makefile = (ROOT / "Makefile").read_text()
-    assert commands[:3] == ["pip install .", "make demo", "make test"]
+    assert commands[:3] == ["pip install balanced-sam", "make demo", "make test"]
     for command in commands[1:3]:
         assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
 
