@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs wheel-test site-test clean
 
 demo: .venv/demo
 	$(BIN)/python -m benchmarks run rotated_digits vanilla sqinv sam bsam --seeds 0 1 2 --jobs 2 --resume --records demo
@@ -25,8 +25,22 @@ docs: .venv/test
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder doctest docs docs/_build/doctest
 
+# The tests in the source distribution, against the wheel, where nothing else is installed.
+wheel-test: .venv/test
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[test]"
+	tar --extract --gzip --file dist/*.tar.gz --directory .venv-wheel --strip-components 1 --one-top-level=sdist
+	cd .venv-wheel/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest --numprocesses 2 --dist worksteal --quiet tests --pyargs balanced_sam
+
+# The built site, opened in a real browser.
+site-test: .venv/site docs
+	$(BIN)/python -m pytest --quiet docs/test_site.py
+
 clean:
-	rm -rf .venv demo runs docs/_build
+	rm -rf .venv .venv-wheel demo dist runs docs/_build docs/generated
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "balanced-sam needs Python 3.10 or newer, but this is " + sys.version)'
@@ -38,5 +52,9 @@ clean:
 	touch $@
 
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[docs,test]'
+	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/demo
+
+.venv/site: pyproject.toml constraints.txt | .venv/test
+	$(INSTALL) --editable '.[dev,site]'
+	touch $@

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.ext.doctest import TestcodeDirective
 from sphinx.util import parselinenos
+from sphinx.writers.html5 import HTML5Translator
+from sphinx_gallery.sorting import ExplicitOrder
 
 # The gallery draws from the records with the functions of the benchmarks.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -20,6 +23,9 @@ author = copyright = "The balanced-sam authors"
 release = version = version_of("balanced-sam")
 html_title = f"balanced-sam {version}"
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 # The tutorial is reached by itself, without the list that would hold it alone.
 exclude_patterns = ["_build", "tutorial", "gallery", "generated/tutorial/index.rst"]
 
@@ -32,20 +38,25 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # Scripts that run while the site is built, into pages of their own.
+gallery = ["label_density", "weights_of_density", "ascent_step"]
+gallery += ["error_by_bin", "loss_rise_by_region", "rho_sweep"]
 sphinx_gallery_conf = {
     "examples_dirs": ["tutorial", "gallery"],
     "gallery_dirs": ["generated/tutorial", "generated/gallery"],
     "filename_pattern": r"\.py$",
+    "within_subsection_order": ExplicitOrder(
+        ["rare_targets.py", *(f"{name}.py" for name in gallery)]
+    ),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,
     "show_signature": False,
     "reference_url": {"balanced_sam": None},
 }
@@ -113,7 +124,15 @@ class LitTestcode(TestcodeDirective):
         return found
 
 
+def write_math(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write an equation as MathML, which browsers draw: no script from elsewhere."""
+    as_block = isinstance(node, nodes.math_block)
+    translator.body.append(str(tex2mathml(node.astext(), as_block=as_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Write the inventories before intersphinx looks for them (it comes at priority 800)."""
     app.add_directive("testcode", LitTestcode, override=True)
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("config-inited", write_inventories, priority=700)
