@@ -13,6 +13,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -131,6 +132,21 @@ def test_metadata_name_the_project_and_a_valid_version(wheel: Path, metadata: Me
     version = metadata["Version"]
     assert str(Version(version)) == version
     assert wheel.name.split("-")[1] == version
+
+
+def test_hosted_tests_take_each_python_of_the_classifiers_and_the_lowest_torch(
+    metadata: Message,
+) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    matrix = workflow["jobs"]["library"]["strategy"]["matrix"]
+    classifiers = metadata.get_all("Classifier", [])
+    pythons = re.findall(
+        r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(classifiers), re.M
+    )
+    assert matrix["python"] == pythons
+    (torch,) = (r for r in requirements(metadata) if r.name == "torch")
+    (lowest,) = (specifier.version for specifier in torch.specifier)
+    assert {"python": pythons[0], "torch": f"torch=={lowest}.0"} in matrix["include"]
 
 
 def test_changelog_begins_with_the_version(metadata: Message) -> None:
