@@ -1,6 +1,6 @@
 """Optimizers that several methods share, each with its schedule per epoch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from math import cos, pi
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from balanced_sam import BalancedSAM, LambdaRho
+from balanced_sam import BalancedSAM, LambdaRho, frozen_running_stats
 from benchmarks.protocol import Recipe
 
 OptimizerAndSchedules = tuple[Optimizer, list[LRScheduler]]
@@ -30,21 +30,20 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 """The learning rate's factor in an epoch, counted from 0, of so many."""
 
 
-def base(
-    parameters: Iterable[nn.Parameter], recipe: Recipe, objective: nn.Module
-) -> OptimizerAndSchedules:
+def base(network: nn.Module, recipe: Recipe, objective: nn.Module) -> OptimizerAndSchedules:
     """The recipe's optimizer, one pass a step."""
-    optimizer = BASES[recipe.optimizer](recipe)(_groups(parameters, objective))
+    optimizer = BASES[recipe.optimizer](recipe)(_groups(network, objective))
     return optimizer, [_schedule(optimizer, recipe)]
 
 
 def balanced_sam(
-    parameters: Iterable[nn.Parameter],
+    network: nn.Module,
     recipe: Recipe,
     objective: nn.Module,
     *,
     unweighted_ascent: bool = False,
     unweighted_descent: bool = False,
+    clean_statistics: bool = False,
 ) -> OptimizerAndSchedules:
     """BalancedSAM over the recipe's optimizer; rho grows to its value at the start."""
     contexts: dict[str, Any] = {}
@@ -52,23 +51,27 @@ def balanced_sam(
         contexts["ascent_context"] = objective.unweighted
     if unweighted_descent:
         contexts["descent_context"] = objective.unweighted
+    if clean_statistics:
+        contexts["descent_context"] = partial(frozen_running_stats, network)
     optimizer = BalancedSAM(
-        _groups(parameters, objective), BASES[recipe.optimizer](recipe), rho=recipe.rho, **contexts
+        _groups(network, objective), BASES[recipe.optimizer](recipe), rho=recipe.rho, **contexts
     )
     warmup = LambdaRho(optimizer, partial(_warmup, epochs=recipe.rho_warmup_epochs))
     return optimizer, [_schedule(optimizer, recipe), warmup]
 
 
 def adam(
-    lr: float, parameters: Iterable[nn.Parameter], recipe: Recipe, objective: nn.Module
+    lr: float, network: nn.Module, recipe: Recipe, objective: nn.Module
 ) -> OptimizerAndSchedules:
     """Adam at a constant rate, for the stages that train the head alone."""
-    return Adam(_groups(parameters, objective), lr=lr), []
+    return Adam(_groups(network, objective), lr=lr), []
 
 
-def _groups(parameters: Iterable[nn.Parameter], objective: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameter groups: the network's, and the loss's own if it learns any."""
-    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+def _groups(network: nn.Module, objective: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups: what the stage trains, and the loss's own if it learns any."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if p.requires_grad]}
+    ]
     if learned := list(objective.parameters()):
         groups.append({"params": learned, "lr": objective.lr, "weight_decay": 0.0})
     return groups

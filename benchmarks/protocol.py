@@ -1,6 +1,6 @@
 """What an experiment is made of: a data set, a method, and the record of a run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -151,11 +151,9 @@ Objective = Callable[[Dataset, Recipe, Splits], nn.Module]
 Its parameters, if it has any, are learned too, with the learning rate in its attribute ``lr``.
 """
 
-Optimizers = Callable[
-    [Iterable[nn.Parameter], Recipe, nn.Module], tuple[Optimizer, list[LRScheduler]]
-]
-"""Make the optimizer and what is stepped after each epoch, of what is trained of the network, the
-recipe and the loss."""
+Optimizers = Callable[[nn.Module, Recipe, nn.Module], tuple[Optimizer, list[LRScheduler]]]
+"""Make the optimizer and what is stepped after each epoch, of the network, whose frozen parts stay
+as they are, the recipe and the loss."""
 
 
 @dataclass(frozen=True)

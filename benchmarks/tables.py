@@ -21,7 +21,7 @@ ALL_REGIONS = ("All", *REGIONS)
 ORDER = (
     *("vanilla", "inv", "sqinv", "sqinv_twice", "lds", "focal_r", "rrt", "term"),
     *("balanced_mse_gai", "balanced_mse_bmc", "sam", "bsam", "bsam_ascent_only"),
-    *("bsam_descent_only", "bsam_inv"),
+    *("bsam_descent_only", "bsam_clean_statistics", "bsam_inv"),
 )
 REFERENCES = ("vanilla", "sqinv")
 CLAIMS = (
@@ -36,7 +36,10 @@ SELECTIONS = {
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-TEXTS = (Path("README.md"), Path("docs/results.md"), Path("docs/cost.md"), Path("docs/choose.md"))
+TEXTS = tuple(
+    Path(text)
+    for text in ("README.md", *(f"docs/{p}.md" for p in ("results", "cost", "choose", "method")))
+)
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 Records = dict[str, list[Record]]
 
@@ -62,11 +65,16 @@ def summary(root: Path, dataset: str, selection: str, metric: str, methods: str 
     return markdown(rows)
 
 
-def differences(root: Path, dataset: str, selection: str, metric: str, reference: str) -> str:
-    """Return each method's paired difference to a reference, with its 95 % interval."""
+def differences(
+    root: Path, dataset: str, selection: str, metric: str, reference: str, methods: str = ""
+) -> str:
+    """Return each method's paired difference to a reference, with its 95 % interval.
+
+    ``methods`` are as in :func:`summary`.
+    """
     records = read_records(root, dataset)
     rows = [[f"Difference to {get_method(reference).title}", "Seeds", *ALL_REGIONS]]
-    for method in _ordered(records):
+    for method in methods.split(",") if methods else _ordered(records):
         if method != reference and _common_seeds(records, method, reference):
             cells = [
                 _difference_cell(records, method, reference, selection, region, metric)

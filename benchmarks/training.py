@@ -169,8 +169,7 @@ class Regression(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimizer and what is stepped after each epoch."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer, schedulers = self._stage.optimizers(trained, self.recipe, self.objective)
+        optimizer, schedulers = self._stage.optimizers(self.network, self.recipe, self.objective)
         return [optimizer], schedulers
 
 

@@ -18,6 +18,8 @@ from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, sm
 from benchmarks.methods import (
     balanced_mse_bmc,
     balanced_mse_gai,
+    bsam,
+    bsam_clean_statistics,
     bsam_inv,
     focal_r,
     lds,
@@ -486,7 +488,7 @@ def test_learned_noise_scale_moves_at_its_own_rate(
     predictions, targets = batch(6, dtype=torch.float32)
     network = nn.Parameter(predictions)
     before = network.detach().clone()
-    optimizer, schedules = stage.optimizers([network], recipe, loss)
+    optimizer, schedules = stage.optimizers(nn.ParameterList([network]), recipe, loss)
     loss(network, targets).backward()
     optimizer.step()
     # The first step of Adam is its rate.
@@ -570,7 +572,7 @@ def test_rrt_trains_a_new_head_with_sqinv_weights_by_adam() -> None:
         weights_of(make(stages[1].objective)), weights_of(make(weighted("sqinv")))
     )
     loss = make(stages[1].objective)
-    optimizer, schedules = stages[1].optimizers([nn.Parameter(torch.zeros(1))], RECIPE, loss)
+    optimizer, schedules = stages[1].optimizers(nn.Linear(1, 1), RECIPE, loss)
     assert type(optimizer) is torch.optim.Adam
     assert [group["lr"] for group in optimizer.param_groups] == [3e-3]
     assert schedules == []
@@ -580,13 +582,30 @@ def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:
     (stage,) = bsam_inv.METHOD.stages(RECIPE)
     loss = make(stage.objective)
     torch.testing.assert_close(weights_of(loss), weights_of(make(weighted("inv"))))
-    optimizer, _ = stage.optimizers([nn.Parameter(torch.zeros(1))], RECIPE, loss)
+    optimizer, _ = stage.optimizers(nn.Linear(1, 1), RECIPE, loss)
     assert isinstance(optimizer, BalancedSAM)
+
+
+@pytest.mark.parametrize("method", [bsam.METHOD, bsam_clean_statistics.METHOD])
+def test_clean_statistics_are_those_of_the_first_pass_alone(method: Method) -> None:
+    (stage,) = method.stages(RECIPE)
+    network = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
+    loss = make(stage.objective)
+    optimizer, _ = stage.optimizers(network, RECIPE, loss)
+    inputs = TARGETS[:, None].float()
+
+    def closure() -> Tensor:
+        error: Tensor = loss(network(inputs), TARGETS)
+        error.backward()
+        return error
+
+    optimizer.step(closure)
+    assert network[1].num_batches_tracked == (1 if method is bsam_clean_statistics.METHOD else 2)
 
 
 @pytest.mark.parametrize("method", [focal_r.METHOD, term.METHOD, lds.METHOD])
 def test_one_pass_methods_train_the_whole_network_by_the_base_optimizer(method: Method) -> None:
     (stage,) = method.stages(RECIPE)
     assert parts([stage]) == [("network", 7)]
-    optimizer, _ = stage.optimizers([nn.Parameter(torch.zeros(1))], RECIPE, make(stage.objective))
+    optimizer, _ = stage.optimizers(nn.Linear(1, 1), RECIPE, make(stage.objective))
     assert type(optimizer) is torch.optim.SGD
