@@ -29,7 +29,6 @@ METHODS = ("vanilla", "sqinv", "sam", "bsam")
 COLORS = {"vanilla": "#555555", "sqinv": "#E69F00", "sam": "#56B4E9", "bsam": "#D55E00"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
-LINES = {"All": "-", "Few": "--"}
 
 
 def error_by_target(
@@ -84,28 +83,29 @@ def rho_sweep(name: str) -> Figure:
     """Return a picture of the validation error against rho, the recipe's other entries kept."""
     dataset = get_dataset(name)
     choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for method in ("sam", "bsam"):
-        rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
-        for region, line in LINES.items():
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axes, region in zip(panels, ("All", "Few"), strict=True):
+        for method in ("sam", "bsam"):
+            rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
             axes.plot(
                 [row["rho"] for row in rows],
                 [row[region] for row in rows],
-                line,
                 marker="o",
                 markersize=4,
                 color=COLORS[method],
-                label=f"{get_method(method).title}, {region}",
+                label=get_method(method).title,
             )
-    axes.axvline(dataset.recipe.rho, color="#999999", linewidth=1, zorder=0)
-    axes.set_xscale("log")
-    ticks = sorted({row["rho"] for row in rows})
-    axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("rho (the line marks the recipe's)")
-    axes.set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, ncols=2)
+        axes.axvline(
+            dataset.recipe.rho, color="#999999", linewidth=1, zorder=0, label="the recipe's"
+        )
+        axes.set_xscale("log")
+        ticks = sorted({row["rho"] for row in rows})
+        axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("rho")
+        axes.set_title({"All": "All targets", "Few": "Few-shot targets"}[region], fontsize=10)
+    panels[0].set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
+    panels[0].legend(fontsize=8)
     return figure
 
 

@@ -8,8 +8,8 @@ benchmark.
 
 # %%
 # Every point is the mean of a few runs that differ from the recipe in ``rho`` alone. Like all
-# tuning it looks at validation data, never at the test set. Solid lines are the error over all
-# targets, dashed ones that of the few-shot targets. In a clone,
+# tuning it looks at validation data, never at the test set. Mind the error axes: they do not begin
+# at 0, and each has its own range. In a clone,
 # ``PYTHONPATH=. python docs/gallery/rho_sweep.py`` runs this script. It trains nothing.
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,6 @@ plt.rcParams["figure.dpi"] = 150
 # so more, without a trend: few samples and few seeds make it uncertain.
 
 figure = rho_sweep("rotated_digits")
-figure.set_size_inches(5, 3.6)
 plt.show()
 
 # %%
@@ -36,5 +35,4 @@ plt.show()
 # be tuned for each task.
 
 figure = rho_sweep("rooms")
-figure.set_size_inches(5, 3.6)
 plt.show()

@@ -48,6 +48,19 @@ def test_every_page_is_in_the_toctree_once() -> None:
     assert sorted([*entries, "index"]) == sorted(pages)
 
 
+def test_every_term_of_the_glossary_is_linked_from_a_page() -> None:
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(\w.*)\n  \S", glossary.split(":::{glossary}")[1], re.MULTILINE)
+    assert len(terms) > 20
+    texts = [page.read_text(encoding="utf-8") for page in PAGES if page.stem != "glossary"]
+    linked = {
+        (target or title)
+        for text in texts
+        for title, target in re.findall(r"\{term\}`([^`<]+?)(?: <([^>]+)>)?`", text)
+    }
+    assert {term for term in terms if term not in linked} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     fences = re.findall(
