@@ -107,7 +107,9 @@ def visits(browser: Browser, home: str) -> dict[str, Visit]:
     page.on(
         "response",
         lambda response: (
-            complaints.append(f"{response.status}: {response.url}") if not response.ok else None
+            complaints.append(f"{response.status}: {response.url}")
+            if response.status >= 400
+            else None
         ),
     )
     found = {}
