@@ -29,10 +29,12 @@ from balanced_sam import (
     TargetBins,
     TargetWeights,
     balanced_mean_absolute_error,
+    draw_balanced,
     frozen_running_stats,
     geometric_mean_error,
     inverse_weights,
     mean_absolute_error,
+    normalization_parameters,
     region_report,
     root_mean_squared_error,
     smooth_counts,
@@ -322,6 +324,12 @@ def check_frozen(_: None, module: Any) -> None:
     assert isinstance(module, nn.Module)
 
 
+def check_drawn(drawn: Tensor, weights: Tensor, size: int, generator: Any) -> None:
+    assert drawn.shape == (size,)
+    assert drawn.unique().numel() == size
+    assert int(drawn.max()) < weights.numel()
+
+
 def enter(module: Any) -> None:
     with frozen_running_stats(module):
         pass
@@ -478,6 +486,11 @@ ENTRIES: dict[str, Entry] = {
     "balanced_mean_absolute_error": Entry(
         balanced_mean_absolute_error, {**PAIR, "bins": BINS}, check_bmae
     ),
+    "draw_balanced": Entry(
+        draw_balanced,
+        {"weights": torch.tensor([1.0, 2.0, 3.0]), "size": 2, "generator": None},
+        check_drawn,
+    ),
     "frozen_running_stats": Entry(enter, {"module": nn.BatchNorm1d(2)}, check_frozen),
     "geometric_mean_error": Entry(geometric_mean_error, PAIR, partial(check_error, gm)),
     "inverse_weights": Entry(
@@ -486,6 +499,13 @@ ENTRIES: dict[str, Entry] = {
         lambda weights, counts, clip: assert_equal(weights, raw_weights(counts, -1.0, clip)),
     ),
     "mean_absolute_error": Entry(mean_absolute_error, PAIR, partial(check_error, mae)),
+    "normalization_parameters": Entry(
+        normalization_parameters,
+        {"module": nn.BatchNorm1d(2)},
+        lambda found, module: assert_equal(
+            torch.tensor(len(found)), len(list(module.parameters()))
+        ),
+    ),
     "region_report": Entry(region_report, {**PAIR, "regions": REGIONS}, check_report),
     "root_mean_squared_error": Entry(root_mean_squared_error, PAIR, partial(check_error, rmse)),
     "smooth_counts": Entry(

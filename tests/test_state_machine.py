@@ -4,7 +4,7 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -84,6 +84,7 @@ class Oracle:
     rho_steps: int = 0
     scale: float = SCALE
     awaits_step: bool = False
+    can_spare: bool = True
 
     def add(self, rule: reference.SGD | reference.Adam, weight: Array, group: int) -> None:
         self.rules.append(rule)
@@ -91,23 +92,28 @@ class Oracle:
         self.gradients.append(None)
         self.group_of.append(group)
 
-    def call(self, closure: Call, weights: Arrays, scale: float = 1.0) -> float:
-        """Return the loss at ``weights``; the gradients add up."""
+    def call(
+        self, closure: Call, weights: Arrays, scale: float = 1.0, *, spared: Iterable[int] = ()
+    ) -> float:
+        """Return the loss at ``weights``; the gradients add up, but for those that are spared."""
         closure.fail(after_backward=False)
         loss = 0.0
         for i, w in enumerate(weights):
             q, held = closure.factors[i], self.gradients[i]
             if q is not None:
                 loss += float(q * ((w - i) ** 2).sum() / 2)
+            if q is not None and i not in spared:
                 gradient = scale * q * (w - i)
                 self.gradients[i] = gradient if held is None else held + gradient
         closure.fail(after_backward=True)
         return loss
 
-    def evaluate(self, closure: Call, weights: Arrays, scale: float) -> float:
+    def evaluate(
+        self, closure: Call, weights: Arrays, scale: float, *, spared: Iterable[int] = ()
+    ) -> float:
         """Return the loss at ``weights``; the gradients are this call's alone."""
         self.forget_gradients()
-        loss = self.call(closure, weights, scale)
+        loss = self.call(closure, weights, scale, spared=spared)
         if not self.has_gradients():
             raise ValueError
         return loss
@@ -122,7 +128,8 @@ class Oracle:
         if not any(self.rhos):
             loss, sharpness = self.evaluate(only, self.weights, scale), 0.0
         else:
-            loss, sharpness = self.evaluate(ascent, self.weights, scale), math.nan
+            spared = self.spared(ascent)
+            loss, sharpness = self.evaluate(ascent, self.weights, scale, spared=spared), math.nan
             if not scaled or math.isfinite(self.norm()):
                 sharpness = self.evaluate(descent, self.perturbed(), scale) - loss
         self.gradients = [None if g is None else g / scale for g in self.gradients]
@@ -131,6 +138,16 @@ class Oracle:
         else:
             self.scale /= 2
         return [loss, sharpness]
+
+    def spared(self, ascent: Call) -> set[int]:
+        """Return the tensors without a first gradient; none from where the loss has no others."""
+        rhos = [self.rhos[group] for group in self.group_of]
+        spared = {i for i, rho in enumerate(rhos) if not rho or i == LEFT_OUT}
+        in_loss = {i for i, q in enumerate(ascent.factors[: len(rhos)]) if q is not None}
+        fails_early = ascent.error is not None and not ascent.fails_after_backward
+        if in_loss and in_loss <= spared and not fails_early:
+            self.can_spare = False
+        return spared if self.can_spare else set()
 
     def hold(self, closure: Call) -> None:
         """Call the closure at w + eps, eps from the gradients at hand: the manual cycle."""
@@ -286,11 +303,11 @@ class Training(RuleBasedStateMachine):
         self, ascent: Call, descent: Call, *, apart: bool = False, scaled: bool = False
     ) -> None:
         """Take a step whose two calls are these, of one closure or, if ``apart``, of two."""
-        calls = iter([descent] if apart else [ascent, descent])
+        first = descent if apart else ascent
 
         def ours() -> list[Tensor | None]:
             loss = self.optimizer.step(
-                lambda: self.call(next(calls), scaled=scaled),
+                lambda: self.call(descent if self.optimizer.is_perturbed else first, scaled=scaled),
                 ascent_closure=(lambda: self.call(ascent, scaled=scaled)) if apart else None,
                 scaler=self.scaler if scaled else None,
             )
@@ -299,8 +316,7 @@ class Training(RuleBasedStateMachine):
             assert isinstance(loss, Tensor)
             return [loss, self.optimizer.sharpness]
 
-        only = descent if apart else ascent
-        self.agree(ours, lambda: self.oracle.step(ascent, descent, only, scaled=scaled))
+        self.agree(ours, lambda: self.oracle.step(ascent, descent, first, scaled=scaled))
 
     @rule(closure=calls)
     def step(self, closure: Call) -> None:
@@ -405,7 +421,7 @@ class Training(RuleBasedStateMachine):
         )
         self.addresses = [p.data_ptr() for p in self.parameters]
         self.oracle.forget_gradients()
-        self.oracle.awaits_step = False
+        self.oracle.awaits_step, self.oracle.can_spare = False, True
 
     def parts(self) -> list[Any]:
         return [self.optimizer, self.lr_schedule, self.rho_schedule, self.scaler]
@@ -443,7 +459,7 @@ class Training(RuleBasedStateMachine):
         self.build()
         self.oracle = self.load(schedule_last=schedule_last)
         self.oracle.forget_gradients()
-        self.oracle.awaits_step = False
+        self.oracle.awaits_step, self.oracle.can_spare = False, True
 
     @rule(saves_first=st.booleans(), schedule_last=st.booleans())
     def load_into_the_same_optimizer(self, saves_first: bool, schedule_last: bool) -> None:
@@ -453,6 +469,7 @@ class Training(RuleBasedStateMachine):
             self.save()
         self.oracle = self.load(schedule_last=schedule_last)
         self.oracle.gradients, self.oracle.awaits_step = present.gradients, present.awaits_step
+        self.oracle.can_spare = present.can_spare
 
     @invariant()
     def weights_are_the_oracles(self) -> None:

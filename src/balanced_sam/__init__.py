@@ -12,8 +12,10 @@ from balanced_sam._metrics import (
     root_mean_squared_error,
     threshold_accuracy,
 )
+from balanced_sam._normalization import normalization_parameters
 from balanced_sam._optimizer import BalancedSAM
 from balanced_sam._regions import ShotRegions
+from balanced_sam._sampling import draw_balanced
 from balanced_sam._schedule import LambdaRho
 from balanced_sam._weights import (
     TargetWeights,
@@ -30,10 +32,12 @@ __all__ = [
     "TargetBins",
     "TargetWeights",
     "balanced_mean_absolute_error",
+    "draw_balanced",
     "frozen_running_stats",
     "geometric_mean_error",
     "inverse_weights",
     "mean_absolute_error",
+    "normalization_parameters",
     "region_report",
     "root_mean_squared_error",
     "smooth_counts",

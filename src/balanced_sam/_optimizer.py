@@ -45,6 +45,7 @@ class _Cycle:
     losses: tuple[Loss, Loss] | None = None
     known_gradient: weakref.ref[Tensor] | None = None
     clearings: int = 0
+    can_spare: bool = True
     warned: frozenset[str] = frozenset()
 
 
@@ -67,7 +68,9 @@ class BalancedSAM(Optimizer):
     ``param_groups``, ``state``, ``defaults`` and hooks are the base optimizer's own. Learning-rate
     schedulers, ``state_dict`` and step hooks (which see the descent gradient: the place to clip it)
     work on either. ``rho`` is a group option beside ``lr``. A group whose ``rho`` is 0 is not
-    perturbed and stays out of the norm.
+    perturbed and stays out of the norm. Outside a process group the first call computes no gradient
+    of what is not perturbed: its ``requires_grad`` is False during that call. Where a part of the
+    loss depends on nothing else the call is made once more, and all are computed from then on.
 
     Args:
         params: With a callable ``base_optimizer``, whatever that takes: parameters or group dicts,
@@ -350,7 +353,7 @@ class BalancedSAM(Optimizer):
             return loss
         if ascent_closure is None:
             ascent_closure = closure
-        loss = self._evaluate(ascent_closure, self._ascent_context)
+        loss = self._evaluate_ascent(ascent_closure)
         perturbation = self._perturbation()
         if scaler is not None and self._overflowed(perturbation, scaler):
             # The scaler finds the broken gradients and backs off. A forward pass would only carry
@@ -374,6 +377,34 @@ class BalancedSAM(Optimizer):
         self._check_gradients()
         # A copy: a captured graph writes the next loss over this one.
         return loss.detach().clone() if isinstance(loss, Tensor) else loss
+
+    def _evaluate_ascent(self, closure: Closure) -> Loss:
+        """Return the loss at w; gradients that the perturbation does not need are not computed."""
+        spared = self._spared()
+        try:
+            for parameter in spared:
+                parameter.requires_grad = False
+            return self._evaluate(closure, self._ascent_context)
+        except RuntimeError as error:
+            if not spared or "does not require grad" not in str(error):
+                raise
+            # A loss, or a part of it, depends on nothing that is perturbed.
+            self._cycle.can_spare = False
+        finally:
+            for parameter in spared:
+                parameter.requires_grad = True
+        return self._evaluate(closure, self._ascent_context)
+
+    def _spared(self) -> list[Tensor]:
+        """Return the parameters whose gradients the first call can do without."""
+        is_whole = not self._unperturbed and all(self._rhos())
+        # In a process group DDP may wait for the gradient of every parameter.
+        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if is_whole or in_group or not self._cycle.can_spare:
+            return []
+        needed = {id(parameter) for parameter, _ in self._parameters_and_rhos()}
+        parameters = (p for group in self.param_groups for p in group["params"])
+        return [p for p in parameters if p.requires_grad and id(p) not in needed]
 
     def _has_other_gradient(self) -> bool:
         """Return whether a gradient is at hand that is not from the last step."""
