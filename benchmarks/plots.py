@@ -105,7 +105,7 @@ def rho_sweep(name: str) -> Figure:
         axes.set_xlabel("rho")
         axes.set_title({"All": "All targets", "Few": "Few-shot targets"}[region], fontsize=10)
     panels[0].set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

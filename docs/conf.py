@@ -23,6 +23,11 @@ author = copyright = "The balanced-sam authors"
 release = version = version_of("balanced-sam")
 html_title = f"balanced-sam {version}"
 html_theme = "furo"
+html_theme_options = {
+    "source_repository": "https://github.com/balanced-sam/balanced-sam",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

@@ -1104,11 +1104,13 @@ def test_gradients_computed_before_step_are_warned_of_once_and_do_not_count() ->
     assert bits(model.parameters()) == bits(twin.parameters())
 
 
-def test_gradients_accumulated_between_steps_are_warned_of() -> None:
+@pytest.mark.parametrize("clears", [True, False])
+def test_gradients_accumulated_between_steps_are_warned_of(clears: bool) -> None:
     model, closure = problem()
     optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
     optimizer.step(closure)
-    optimizer.zero_grad()
+    if clears:
+        optimizer.zero_grad()
     closure()
     with pytest.warns(UserWarning, match="clears the gradients that were computed before it"):
         optimizer.step(closure)

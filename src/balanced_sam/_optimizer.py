@@ -43,7 +43,7 @@ class _Cycle:
     is_perturbed: bool = False
     awaits_step: bool = False
     losses: tuple[Loss, Loss] | None = None
-    known_gradient: weakref.ref[Tensor] | None = None
+    known_gradient: tuple[weakref.ref[Tensor], int] | None = None
     clearings: int = 0
     can_spare: bool = True
     warned: frozenset[str] = frozenset()
@@ -409,12 +409,16 @@ class BalancedSAM(Optimizer):
     def _has_other_gradient(self) -> bool:
         """Return whether a gradient is at hand that is not from the last step."""
         gradient, known = self._first_gradient(), self._cycle.known_gradient
-        return gradient is not None and (known is None or known() is not gradient)
+        if gradient is None or known is None:
+            return gradient is not None
+        reference, version = known
+        return reference() is not gradient or gradient._version != version
 
     def _remember_gradient(self) -> None:
         """Remember the first gradient at hand, to tell later whether others have come."""
         gradient = self._first_gradient()
-        self._cycle.known_gradient = None if gradient is None else weakref.ref(gradient)
+        known = None if gradient is None else (weakref.ref(gradient), gradient._version)
+        self._cycle.known_gradient = known
 
     def _overflowed(self, perturbation: Perturbation, scaler: GradScaler) -> bool:
         """Return whether the gradients at hand have overflowed, on this and every other process."""
