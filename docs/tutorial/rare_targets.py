@@ -153,9 +153,10 @@ print(region_report(predict(candidates[best], test_inputs), test_targets, region
 
 # %%
 # Here it was not BSAM: the second pass was better spent on more epochs, which is why the comparison
-# is in the table; and of the radii the smallest was best, at which BSAM is nearly SQINV. On rotated digits it is BSAM over all targets, on rooms no difference to SQINV
-# could be shown; :doc:`/results` has both, with seeds compared pair by pair. One run of one seed,
-# as on this page, shows how to choose, not what is better.
+# is in the table; and of the radii the smallest was best, at which BSAM is nearly SQINV. On rotated
+# digits it is BSAM over all targets, on rooms no difference to SQINV could be shown;
+# :doc:`/results` has both, with seeds compared pair by pair. One run of one seed, as on this page,
+# shows how to choose, not what is better.
 #
 # Where the errors go
 # -------------------
