@@ -215,7 +215,7 @@ def check_alike(record: Record, expected: Record, *, error: float) -> None:
 def test_two_processes_reach_the_metrics_of_one_and_resume_exactly(
     strategy: str, digits: Path, plain_records: dict[str, Record], tmp_path: Path
 ) -> None:
-    command = ["-m", "tests.test_torchrun", str(digits), str(tmp_path), strategy]
+    command = ["-m", "tests.experiments.test_torchrun", str(digits), str(tmp_path), strategy]
     finish(*command, log=tmp_path / "log.txt")
     # Two networks are tested, one after the other.
     assert plain_records["rrt"].best_epoch < len(plain_records["rrt"].history) - 1
