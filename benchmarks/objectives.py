@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from balanced_sam import TargetWeights, smooth_counts, weighted_mean
+from balanced_sam import TargetWeights, draw_balanced, smooth_counts, weighted_mean
 from benchmarks.protocol import Dataset, Objective, Recipe, Splits
 
 
@@ -22,19 +22,39 @@ def squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 class WeightedLoss(nn.Module):
-    """The mean of weights times the data set's loss of each element."""
+    """The mean of weights times the data set's loss of each element.
+
+    While it :meth:`draws <drawing>`, the batch is to be the part that :meth:`draw` names.
+    """
 
     def __init__(self, dataset: Dataset, weights: TargetWeights) -> None:
         super().__init__()
         self.criterion = dataset.criterion
         self.weights = weights
         self.is_weighted = True
+        self.draws = False
 
     def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, 0-dim."""
         losses = self.criterion(predictions, targets)
         weights = self.weights(targets) if self.is_weighted else torch.ones_like(losses)
+        if self.draws:
+            # Samples are drawn by their mean weight, which must not count twice.
+            weights = weights / _of_samples(weights).view(-1, *[1] * (weights.dim() - 1))
         return weighted_mean(losses, weights)
+
+    def draw(self, targets: Tensor) -> Tensor:
+        """Return the indices of a quarter of the samples, drawn by weight."""
+        return draw_balanced(_of_samples(self.weights(targets)), -(-len(targets) // 4))
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Take batches for parts drawn by weight while the block runs."""
+        self.draws = True
+        try:
+            yield
+        finally:
+            self.draws = False
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -44,6 +64,11 @@ class WeightedLoss(nn.Module):
             yield
         finally:
             self.is_weighted = True
+
+
+def _of_samples(weights: Tensor) -> Tensor:
+    """Return the mean weight of each sample's elements."""
+    return weights.flatten(1).nanmean(dim=1) if weights.dim() > 1 else weights
 
 
 def weighted(scheme: str | None, *, smoothed: bool = False) -> Objective:

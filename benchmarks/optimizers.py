@@ -1,6 +1,7 @@
 """Optimizers that several methods share, each with its schedule per epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import cos, pi
 from typing import Any
@@ -9,7 +10,12 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from balanced_sam import BalancedSAM, LambdaRho, frozen_running_stats
+from balanced_sam import (
+    BalancedSAM,
+    LambdaRho,
+    frozen_running_stats,
+    normalization_parameters,
+)
 from benchmarks.protocol import Recipe
 
 OptimizerAndSchedules = tuple[Optimizer, list[LRScheduler]]
@@ -44,8 +50,23 @@ def balanced_sam(
     unweighted_ascent: bool = False,
     unweighted_descent: bool = False,
     clean_statistics: bool = False,
+    drawn_ascent: bool = False,
+    only_normalization: bool = False,
+    rho: str = "rho",
 ) -> OptimizerAndSchedules:
-    """BalancedSAM over the recipe's optimizer; rho grows to its value at the start."""
+    """BalancedSAM over the recipe's optimizer; rho grows to its value at the start.
+
+    Args:
+        network: What is trained.
+        recipe: Its entries.
+        objective: The loss.
+        unweighted_ascent: Leave the weights out in the first pass.
+        unweighted_descent: Leave them out in the second.
+        clean_statistics: Take the BatchNorm statistics of the first pass alone.
+        drawn_ascent: Take a part of the batch, drawn by weight, in the first pass.
+        only_normalization: Perturb the normalisation layers alone.
+        rho: Which entry of the recipe is the radius.
+    """
     contexts: dict[str, Any] = {}
     if unweighted_ascent:
         contexts["ascent_context"] = objective.unweighted
@@ -53,9 +74,13 @@ def balanced_sam(
         contexts["descent_context"] = objective.unweighted
     if clean_statistics:
         contexts["descent_context"] = partial(frozen_running_stats, network)
-    optimizer = BalancedSAM(
-        _groups(network, objective), BASES[recipe.optimizer](recipe), rho=recipe.rho, **contexts
-    )
+    if drawn_ascent:
+        contexts["ascent_context"] = partial(_drawing, network, objective)
+    base_optimizer = BASES[recipe.optimizer](recipe)(_groups(network, objective))
+    perturbed = [p for group in base_optimizer.param_groups for p in group["params"]]
+    if only_normalization:
+        perturbed = normalization_parameters(network)
+    optimizer = BalancedSAM(perturbed, base_optimizer, rho=getattr(recipe, rho), **contexts)
     warmup = LambdaRho(optimizer, partial(_warmup, epochs=recipe.rho_warmup_epochs))
     return optimizer, [_schedule(optimizer, recipe), warmup]
 
@@ -65,6 +90,13 @@ def adam(
 ) -> OptimizerAndSchedules:
     """Adam at a constant rate, for the stages that train the head alone."""
     return Adam(_groups(network, objective), lr=lr), []
+
+
+@contextmanager
+def _drawing(network: nn.Module, objective: nn.Module) -> Iterator[None]:
+    """Pass a part of the batch through, which is too small for the running statistics."""
+    with objective.drawing(), frozen_running_stats(network):
+        yield
 
 
 def _groups(network: nn.Module, objective: nn.Module) -> list[dict[str, Any]]:

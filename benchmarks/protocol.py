@@ -24,6 +24,12 @@ class Recipe:
     """Radius of the perturbation, for the methods that perturb."""
     term_t: float
     """Tilt of TERM."""
+    rho_quarter: float = 0.05
+    """Radius where the first pass has a quarter of the batch."""
+    rho_norm: float = 1.0
+    """Radius where only the normalisation layers are perturbed."""
+    rho_norm_quarter: float = 1.0
+    """Radius of both."""
     rho_warmup_epochs: int = 0
     """Epochs over which rho grows linearly to its value."""
     momentum: float = 0.9
@@ -55,7 +61,16 @@ class Recipe:
 
 CONSTANTS = frozenset(
     {
-        *("rho", "rho_warmup_epochs", "term_t", "retrain_epochs", "retrain_lr"),
+        *(
+            "rho",
+            "rho_quarter",
+            "rho_norm",
+            "rho_norm_quarter",
+            "rho_warmup_epochs",
+            "term_t",
+            "retrain_epochs",
+            "retrain_lr",
+        ),
         *("balanced_mse_epochs", "balanced_mse_lr", "noise_sigma", "noise_sigma_lr"),
         "mixture_components",
     }
@@ -197,8 +212,9 @@ class Record:
     results: dict[str, Any]
     """Per selection, such as "best_validation" and "last_epoch": metrics per region on the test
     set, the first of them per bin, and what each sample adds (``benchmarks.evaluation``)."""
-    passes: int
-    """Forward and backward passes over a batch: one a step, two for SAM."""
+    passes: float
+    """Forward and backward passes over a batch: one a step, two for SAM; a part of one is a
+    fraction."""
     seconds: float
     """How long the epochs took, their validation included."""
     provenance: dict[str, Any]

@@ -22,6 +22,7 @@ ORDER = (
     *("vanilla", "inv", "sqinv", "sqinv_twice", "lds", "focal_r", "rrt", "term"),
     *("balanced_mse_gai", "balanced_mse_bmc", "sam", "bsam", "bsam_ascent_only"),
     *("bsam_descent_only", "bsam_clean_statistics", "bsam_inv"),
+    *("bsam_quarter", "bsam_norm", "bsam_norm_quarter"),
 )
 REFERENCES = ("vanilla", "sqinv")
 CLAIMS = (
@@ -61,7 +62,7 @@ def summary(root: Path, dataset: str, selection: str, metric: str, methods: str 
         if beside:
             values = paper["rows"].get(method, [None] * 4)
             cells += [_figure(values[0]), _figure(values[3])]
-        rows.append([get_method(method).title, str(len(runs)), f"{runs[0].passes:,}", *cells])
+        rows.append([get_method(method).title, str(len(runs)), f"{runs[0].passes:,.0f}", *cells])
     return markdown(rows)
 
 

@@ -56,7 +56,7 @@ class Regression(lightning.LightningModule):
         )
         self.evaluation: Evaluation | None = None
         self.passes: Tensor
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.float64))
         self.dataset = dataset
         self.recipe = dataclasses.replace(recipe, epochs=stage.epochs)
         self._stage = stage
@@ -110,8 +110,11 @@ class Regression(lightning.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Return the training loss of a batch; what is logged of SAM is the mean of its passes."""
-        self.passes += 1
         inputs, targets = batch
+        if getattr(self.objective, "draws", False):
+            drawn = self.objective.draw(targets)
+            inputs, targets = inputs[drawn], targets[drawn]
+        self.passes += len(inputs) / len(batch[0])
         predictions, targets = self._of_all(
             self.network(inputs), targets, batch_idx, self._splits.train
         )
@@ -249,7 +252,7 @@ def train(
     dataset, method = get_dataset(dataset_name), get_method(method_name)
     splits = dataset.load(data)
     history: list[dict[str, float | None]] = []
-    passes, seconds = 0, 0.0
+    passes = seconds = 0.0
     best: dict[str, Any] | None = None
     with _quiet():
         for number, stage in enumerate(method.stages(recipe)):
@@ -268,7 +271,7 @@ def train(
                 strategy=strategy,
             )
             _fit(trainer, module, dataset, splits, last=part / "last_epoch.ckpt")
-            passes += int(module.passes)
+            passes += float(module.passes)
             seconds += epochs.seconds
             kept = {
                 selection: torch.load(checkpoint.best_model_path, "cpu", weights_only=True)
@@ -291,7 +294,7 @@ def train(
         history=history,
         best_epoch=best_epoch,
         results={name: evaluations[part["epoch"]].result() for name, part in kept.items()},
-        passes=passes,
+        passes=int(passes) if passes.is_integer() else round(passes, 1),
         seconds=round(seconds, 1),
         provenance=provenance(splits, accelerator=accelerator)
         | {"precision": precision}

@@ -99,7 +99,12 @@ def test_every_method_runs_on_the_miniature_of_every_data_set(
     record = train(dataset, method, 0, recipe, folder=tmp_path, data=data)
     about, epochs = get_dataset(dataset), record.recipe["stage_epochs"]
     steps = sum(epochs) * -(-len(about.load(data).train) // recipe.batch_size)
-    assert record.passes == steps * (2 if "sam" in method else 1)
+    first = 0.25 if "quarter" in method else 1
+    if "sam" not in method:
+        assert record.passes == steps
+    else:
+        # The last batch may be too small for an exact quarter.
+        assert steps * (1 + first) <= record.passes <= steps * (1.5 + first)
     assert [int(epoch["stage"]) for epoch in record.history] == [
         stage for stage, number in enumerate(epochs) for _ in range(number)
     ]

@@ -21,6 +21,9 @@ from benchmarks.methods import (
     bsam,
     bsam_clean_statistics,
     bsam_inv,
+    bsam_norm,
+    bsam_norm_quarter,
+    bsam_quarter,
     focal_r,
     lds,
     rrt,
@@ -601,6 +604,74 @@ def test_clean_statistics_are_those_of_the_first_pass_alone(method: Method) -> N
 
     optimizer.step(closure)
     assert network[1].num_batches_tracked == (1 if method is bsam_clean_statistics.METHOD else 2)
+
+
+def maps(sizes: tuple[int, ...]) -> Tensor:
+    """Return targets like those of ``TARGETS``, a map of them for each of eight samples."""
+    picked = torch.arange(8 * math.prod(sizes)) % len(TARGETS)
+    return TARGETS[picked].reshape(8, *sizes)
+
+
+@pytest.mark.parametrize("sizes", [(), (3, 2)], ids=["numbers", "maps"])
+def test_drawn_part_is_a_quarter_in_which_each_sample_weighs_the_same(
+    sizes: tuple[int, ...],
+) -> None:
+    loss = make(weighted("sqinv"))
+    targets = maps(sizes)
+    predictions = torch.zeros_like(targets)
+    drawn = loss.draw(targets)
+    assert drawn.shape == (2,)
+    errors, weights = targets[drawn].abs(), loss.weights(targets[drawn])
+    with loss.drawing():
+        found = loss(predictions[drawn], targets[drawn])
+    per_sample = (errors * weights).flatten(1 if sizes else 0)
+    relative = (per_sample.mean(1) / weights.flatten(1).mean(1)).mean() if sizes else errors.mean()
+    torch.testing.assert_close(found, relative)
+    torch.testing.assert_close(loss(predictions[drawn], targets[drawn]), per_sample.mean())
+
+
+def small_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "quarter", "moved"),
+    [
+        (bsam_quarter.METHOD, True, [True, True, True, True, True]),
+        (bsam_norm.METHOD, False, [False, True, True, False, False]),
+        (bsam_norm_quarter.METHOD, True, [False, True, True, False, False]),
+    ],
+)
+def test_cheaper_ascents_take_a_part_of_the_batch_or_of_the_weights(
+    method: Method, quarter: bool, moved: list[bool]
+) -> None:
+    torch.manual_seed(0)
+    (stage,) = method.stages(RECIPE)
+    network, loss = small_network(), make(stage.objective)
+    recipe = dataclasses.replace(RECIPE, rho_warmup_epochs=0)
+    optimizer, _ = stage.optimizers(network, recipe, loss)
+    assert optimizer.param_groups[0]["rho"] == getattr(recipe, method.constants[0])
+    # Errors of both signs, or the scale of BatchNorm has no gradient.
+    nn.init.constant_(network[2].bias, 30.0)
+    before = [p.detach().clone() for p in network.parameters()]
+    sizes, seen = [], []
+
+    def closure() -> Tensor:
+        targets = TARGETS[loss.draw(TARGETS)] if loss.draws else TARGETS
+        sizes.append(len(targets))
+        seen.append(
+            [not torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True)]
+        )
+        error: Tensor = loss(network(targets[:, None].float()), targets)
+        error.backward()
+        return error
+
+    optimizer.step(closure)
+    assert sizes == [-(-len(TARGETS) // 4) if quarter else len(TARGETS), len(TARGETS)]
+    # A bias before BatchNorm moves by rounding alone.
+    del seen[1][1]
+    assert seen[1] == moved
+    assert network[1].num_batches_tracked == (1 if quarter else 2)
 
 
 @pytest.mark.parametrize("method", [focal_r.METHOD, term.METHOD, lds.METHOD])
