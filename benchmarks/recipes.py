@@ -33,8 +33,9 @@ def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bo
     for name in ("epochs", "batch_size", "retrain_epochs"):
         if changes.get(name, 1) < 1:
             raise ValueError(f"Expected {name} to be at least 1, but got {changes[name]}.")
-    if changes.get("rho", 0) < 0:
-        raise ValueError(f"Expected rho to be non-negative, but got {changes['rho']}.")
+    for name in ("rho", "rho_quarter", "rho_norm", "rho_norm_quarter"):
+        if changes.get(name, 0) < 0:
+            raise ValueError(f"Expected {name} to be non-negative, but got {changes[name]}.")
     recipe = normalize(dataset.recipe, dataset.mean_weight) if normalized else dataset.recipe
     return dataclasses.replace(recipe, **changes)
 
