@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import registry
-from benchmarks.store import COMMITTED
+from benchmarks.store import COMMITTED, write_json
 
 Commands = Any  # argparse does not export the type of its subparsers
 
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     _add_labels(commands)
     _add_run(commands)
     _add_tune(commands)
+    _add_cost(commands)
     _add_table(commands)
     _add_plot(commands)
     options = parser.parse_args(arguments)
@@ -177,6 +178,37 @@ def _tune(options: argparse.Namespace) -> None:
     )
 
 
+def _add_cost(commands: Commands) -> None:
+    parser = commands.add_parser("cost", help="measure what training takes beside SQINV")
+    parser.add_argument("dataset")
+    parser.add_argument("methods", nargs="*", metavar="method", help="none: all")
+    _add_data(parser)
+    _add_records(parser)
+    parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
+    parser.add_argument("--batch-size", type=int, help="another than the recipe's")
+    parser.add_argument("--steps", type=int, default=8, help="of a turn of a method")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each method")
+    parser.set_defaults(command=_cost)
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from benchmarks.cost import cost
+    from benchmarks.recipes import resolved_recipe
+
+    changes = {"batch_size": options.batch_size} if options.batch_size else {}
+    dataset = registry.get_dataset(options.dataset)
+    record = cost(
+        options.dataset,
+        options.methods or registry.method_names(),
+        resolved_recipe(dataset, changes=changes, normalized=False),
+        data=options.data,
+        accelerator=options.device,
+        steps=options.steps,
+        rounds=options.rounds,
+    )
+    write_json(options.records / options.dataset / "cost.json", record)
+
+
 def _add_table(commands: Commands) -> None:
     parser = commands.add_parser("table", help="records to Markdown tables")
     parser.add_argument("datasets", nargs="*", metavar="dataset")
@@ -217,7 +249,7 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from benchmarks import plots
+    from benchmarks import fronts, plots
 
     name = options.dataset
     methods = tuple(options.methods or plots.METHODS)
@@ -228,6 +260,10 @@ def _plot(options: argparse.Namespace) -> None:
     if options.records == COMMITTED and plots.has_rho_sweep(name):
         path = options.out / f"{name}_rho.png"
         plots.save(plots.rho_sweep(name), path)
+        print(path)
+    if options.records == COMMITTED and fronts.cost_ratios(name):
+        path = options.out / f"{name}_cost.png"
+        plots.save(plots.error_and_cost(name), path)
         print(path)
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from benchmarks import fronts
 from benchmarks.labels import train_counts
 from benchmarks.protocol import Dataset
 from benchmarks.registry import get_dataset, get_method
@@ -28,6 +29,8 @@ METHODS = ("vanilla", "sqinv", "sam", "bsam")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {"vanilla": "#555555", "sqinv": "#E69F00", "sam": "#56B4E9", "bsam": "#D55E00"}
 OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
+REGION_TITLES = {"All": "All targets", "Few": "Few-shot targets"}
+SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
 
@@ -103,9 +106,26 @@ def rho_sweep(name: str) -> Figure:
         axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
         axes.minorticks_off()
         axes.set_xlabel("rho")
-        axes.set_title({"All": "All targets", "Few": "Few-shot targets"}[region], fontsize=10)
+        axes.set_title(REGION_TITLES[region], fontsize=10)
     panels[0].set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def error_and_cost(name: str) -> Figure:
+    """Return a picture of what trainings lose to BSAM and cost, the Pareto fronts drawn."""
+    dataset = get_dataset(name)
+    figure, panels = plt.subplots(2, 2, figsize=(8, 7.5), sharex=True, layout="constrained")
+    for row, selection in zip(panels, SELECTIONS, strict=True):
+        points = fronts.points(name, selection)
+        for axes, region in zip(row, fronts.REGIONS, strict=True):
+            _front(axes, points, region)
+            axes.set_title(f"{REGION_TITLES[region]}, {SELECTIONS[selection]}", fontsize=10)
+        row[0].set_ylabel(f"Test {dataset.metrics[0]} minus BSAM's, {dataset.unit}")
+    for axes in panels[1]:
+        axes.set_xlabel("Seconds of training over those of SQINV")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -133,6 +153,43 @@ def _sweep(dataset: Dataset, choices: dict[str, Any]) -> list[dict[str, float]]:
         if all(tried[name] == getattr(dataset.recipe, name) for name in ("lr", "epochs")):
             rows.append({"rho": tried["rho"]} | row["best"])
     return rows
+
+
+def _front(axes: Axes, points: tuple[fronts.Point, ...], region: str) -> None:
+    """Draw each training's error against its cost, and the front that no other is below of."""
+    front = [point for point in points if fronts.is_lowest(point, points, region)]
+    axes.step(
+        [point.cost for point in front],
+        [point.to_reference[region][0] for point in front],
+        where="post",
+        color="#999999",
+        linewidth=1,
+        zorder=1,
+        label="front",
+    )
+    colors = COLORS | dict(zip(fronts.VARIANTS, OTHER_COLORS, strict=False))
+    for point in points:
+        value, low, high = point.to_reference[region]
+        is_half = point.name.endswith(fronts.HALF)
+        color = colors.get(point.method, COLORS["sqinv"])
+        axes.errorbar(
+            point.cost,
+            value,
+            yerr=[[value - low], [high - value]],
+            fmt="D" if point.method == "sqinv_twice" else "s" if is_half else "o",
+            markersize=5,
+            markerfacecolor="white" if is_half else color,
+            color=color,
+            capsize=2,
+            linewidth=1.2,
+            label=get_method(point.method).title + (", half the epochs" if is_half else ""),
+        )
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.axvline(fronts.MOST_SECONDS, color="#cccccc", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_xscale("log", base=2)
+    ticks = (0.5, 1, fronts.MOST_SECONDS, 2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.evaluation import REGIONS, Array, sample_sums
-from benchmarks.intervals import paired_difference
+from benchmarks import fronts
+from benchmarks.comparisons import Records, common_seeds, difference
+from benchmarks.evaluation import REGIONS
 from benchmarks.overhead import report as overhead_report
 from benchmarks.protocol import Record
 from benchmarks.registry import get_dataset, get_method, method_names
@@ -42,7 +41,6 @@ TEXTS = tuple(
     for text in ("README.md", *(f"docs/{p}.md" for p in ("results", "cost", "choose", "method")))
 )
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
-Records = dict[str, list[Record]]
 
 
 def summary(root: Path, dataset: str, selection: str, metric: str, methods: str = "") -> str:
@@ -55,14 +53,16 @@ def summary(root: Path, dataset: str, selection: str, metric: str, methods: str 
     beside = paper["metric"] == metric
     title = paper["title"] + (", test-selected" if paper.get("test_selected") else "")
     heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
-    rows = [["Method", "Seeds", "Passes", *ALL_REGIONS, *heads]]
+    heads = ["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *ALL_REGIONS, *heads]
+    rows = [heads]
     for method in methods.split(",") if methods else _ordered(records):
         runs = records[method]
         cells = [_mean_and_deviation(runs, selection, region, metric) for region in ALL_REGIONS]
         if beside:
             values = paper["rows"].get(method, [None] * 4)
             cells += [_figure(values[0]), _figure(values[3])]
-        rows.append([get_method(method).title, str(len(runs)), f"{runs[0].passes:,.0f}", *cells])
+        costs = [_passes(records, method), _seconds(dataset, method)]
+        rows.append([get_method(method).title, str(len(runs)), *costs, *cells])
     return markdown(rows)
 
 
@@ -76,12 +76,12 @@ def differences(
     records = read_records(root, dataset)
     rows = [[f"Difference to {get_method(reference).title}", "Seeds", *ALL_REGIONS]]
     for method in methods.split(",") if methods else _ordered(records):
-        if method != reference and _common_seeds(records, method, reference):
+        if method != reference and common_seeds(records, method, reference):
             cells = [
                 _difference_cell(records, method, reference, selection, region, metric)
                 for region in ALL_REGIONS
             ]
-            seeds = len(_common_seeds(records, method, reference))
+            seeds = len(common_seeds(records, method, reference))
             rows.append([get_method(method).title, str(seeds), *cells])
     return markdown(rows)
 
@@ -93,7 +93,7 @@ def claims(root: Path, dataset: str, selection: str) -> str:
     for region in ("All", "Few"):
         rows[0] += [f"{metric}, {region}", "Relative", "Survives"]
     for method, reference in CLAIMS:
-        seeds = _common_seeds(records, method, reference)
+        seeds = common_seeds(records, method, reference)
         if not seeds:
             continue
         row = [f"{get_method(method).title} − {get_method(reference).title}", str(len(seeds))]
@@ -101,6 +101,41 @@ def claims(root: Path, dataset: str, selection: str) -> str:
             row += _claim(records, method, reference, selection, region, metric)
         rows.append(row)
     rows += _published_claims(dataset, selection)
+    return markdown(rows)
+
+
+def front(dataset: str, selection: str) -> str:
+    """Return which trainings no cheaper one matches, see :mod:`benchmarks.fronts`."""
+    decimals = DECIMALS[get_dataset(dataset).metrics[0]]
+    points = fronts.points(dataset, selection)
+    rows = [["Training", "Epochs", "Seeds", "Seconds × SQINV"]]
+    for region in fronts.REGIONS:
+        rows[0] += [f"{get_dataset(dataset).metrics[0]}, {region}", "On the front", "Corrected"]
+    for point in points:
+        title = get_method(point.method).title
+        row = [title, str(point.epochs), str(point.seeds), f"{point.cost:.2f}"]
+        for region in fronts.REGIONS:
+            row += [
+                f"{point.error[region]:.{decimals}f}",
+                "yes" if fronts.is_lowest(point, points, region) else "no",
+                fronts.verdict(point, region),
+            ]
+        rows.append(row)
+    return markdown(rows)
+
+
+def goal(dataset: str, selection: str) -> str:
+    """Return how near the cheaper variants come to BSAM, in percent of its error."""
+    metric = get_dataset(dataset).metrics[0]
+    heads = [f"{metric}, {region}" for region in fronts.REGIONS]
+    rows = [["Difference to BSAM", "Seeds", "Seconds × SQINV", *heads, "Within the goal"]]
+    for entry in fronts.goals(dataset, selection):
+        cells = [
+            _minus(f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]")
+            for value, low, high in entry.percent.values()
+        ]
+        title, reached = get_method(entry.method).title, "yes" if entry.is_reached else "no"
+        rows.append([title, str(entry.seeds), _seconds(dataset, entry.method), *cells, reached])
     return markdown(rows)
 
 
@@ -112,19 +147,6 @@ def published(name: str) -> str:
         title = get_method(method).title if method in method_names() else method
         rows.append([title, *map(_figure, values)])
     return markdown(rows) + f"\n\nSource: {table['source']}"
-
-
-def difference(
-    records: Records, method: str, reference: str, selection: str, region: str, metric: str
-) -> tuple[float, float, float]:
-    """Return the paired difference over the seeds that both have, and its 95 % interval."""
-    seeds = _common_seeds(records, method, reference)
-    parts = []
-    for name in (method, reference):
-        runs = {run.seed: run for run in records[name]}
-        sums, counts = _sums([runs[seed] for seed in seeds], selection, region, metric)
-        parts.append(sums)
-    return paired_difference(*parts, counts, metric=metric)
 
 
 def tuning(dataset: str, method: str = "") -> str:
@@ -206,6 +228,8 @@ def fill(text: str) -> str:
         "summary": lambda *arguments: summary(COMMITTED, *arguments),
         "differences": lambda *arguments: differences(COMMITTED, *arguments),
         "claims": lambda *arguments: claims(COMMITTED, *arguments),
+        "front": front,
+        "goal": goal,
         "published": published,
         "tuning": tuning,
         "loading": loading,
@@ -260,12 +284,28 @@ def _claim(
     value, low, high = difference(records, method, reference, selection, region, metric)
     if not math.isfinite(value):
         return ["none", "", ""]
-    seeds = _common_seeds(records, method, reference)
+    seeds = common_seeds(records, method, reference)
     runs = [run for run in records[reference] if run.seed in seeds]
     mean = statistics.mean(run.results[selection]["regions"][region][metric] for run in runs)
     cell = _interval(value, low, high, metric)
     survives = "yes" if high < 0 else "no, worse" if low > 0 else "no"
     return [cell, _percent(100 * value / mean), survives]
+
+
+def _passes(records: Records, method: str) -> str:
+    """Return the passes of a method over those of SQINV, which trains as many steps."""
+    if "sqinv" not in records:
+        return ""
+    return f"{records[method][0].passes / records['sqinv'][0].passes:.2f}"
+
+
+def _seconds(dataset: str, method: str) -> str:
+    """Return the seconds over those of SQINV: the median of the rounds and their middle half."""
+    ratios = fronts.cost_ratios(dataset).get(method)
+    if ratios is None:
+        return ""
+    low, middle, high = statistics.quantiles(ratios)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _ordered(records: Records) -> list[str]:
@@ -277,12 +317,6 @@ def _order(method: str) -> tuple[int, str]:
     return (ORDER.index(method) if method in ORDER else len(ORDER), method)
 
 
-def _common_seeds(records: Records, method: str, reference: str) -> list[int]:
-    """Return the seeds of which both methods have a record."""
-    ours, theirs = ({run.seed for run in records.get(name, [])} for name in (method, reference))
-    return sorted(ours & theirs)
-
-
 def _mean_and_deviation(runs: list[Record], selection: str, region: str, metric: str) -> str:
     values = [run.results[selection]["regions"][region][metric] for run in runs]
     if None in values:
@@ -290,13 +324,6 @@ def _mean_and_deviation(runs: list[Record], selection: str, region: str, metric:
     decimals = DECIMALS[metric]
     deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{decimals}f}{deviation}"
-
-
-def _sums(runs: list[Record], selection: str, region: str, metric: str) -> tuple[Array, Array]:
-    """Return what the test samples of a region add to a metric, shapes ``(seeds, N), (N,)``."""
-    dataset = get_dataset(runs[0].dataset)
-    pairs = [sample_sums(run, dataset, selection, region, metric) for run in runs]
-    return np.stack([sums for sums, _ in pairs]), pairs[0][1]
 
 
 def _difference_cell(records: Records, *arguments: str) -> str:

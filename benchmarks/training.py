@@ -254,7 +254,7 @@ def train(
     history: list[dict[str, float | None]] = []
     passes = seconds = 0.0
     best: dict[str, Any] | None = None
-    with _quiet():
+    with quiet():
         for number, stage in enumerate(method.stages(recipe)):
             lightning.seed_everything(seed, verbose=False)
             module = Regression(dataset, recipe, stage, splits, seed=seed)
@@ -411,7 +411,7 @@ def _evaluate(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's advice that does not apply to small networks and data in memory."""
     loggers = [
         logging.getLogger(f"lightning.pytorch{name}") for name in ("", ".utilities.rank_zero")
