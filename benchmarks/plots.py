@@ -27,8 +27,17 @@ Array = NDArray[np.float64]
 WINDOW = 5
 METHODS = ("vanilla", "sqinv", "sam", "bsam")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLORS = {"vanilla": "#555555", "sqinv": "#E69F00", "sam": "#56B4E9", "bsam": "#D55E00"}
-OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
+COLORS = {
+    "vanilla": "#555555",
+    "sqinv": "#E69F00",
+    "sqinv_twice": "#E69F00",
+    "sam": "#56B4E9",
+    "bsam": "#D55E00",
+    "bsam_quarter": "#009E73",
+    "bsam_norm": "#CC79A7",
+    "bsam_norm_quarter": "#0072B2",
+}
+OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 REGION_TITLES = {"All": "All targets", "Few": "Few-shot targets"}
 SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
@@ -167,11 +176,10 @@ def _front(axes: Axes, points: tuple[fronts.Point, ...], region: str) -> None:
         zorder=1,
         label="front",
     )
-    colors = COLORS | dict(zip(fronts.VARIANTS, OTHER_COLORS, strict=False))
     for point in points:
         value, low, high = point.to_reference[region]
         is_half = point.name.endswith(fronts.HALF)
-        color = colors.get(point.method, COLORS["sqinv"])
+        color = COLORS[point.method]
         axes.errorbar(
             point.cost,
             value,

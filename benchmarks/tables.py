@@ -36,10 +36,8 @@ SELECTIONS = {
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-TEXTS = tuple(
-    Path(text)
-    for text in ("README.md", *(f"docs/{p}.md" for p in ("results", "cost", "choose", "method")))
-)
+PAGES = ("results", "cost", "choose", "method", "variants")
+TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -124,6 +122,18 @@ def front(dataset: str, selection: str) -> str:
     return markdown(rows)
 
 
+def costs(dataset: str) -> str:
+    """Return the passes and seconds of each method that was measured, over those of SQINV."""
+    record = json.loads((COMMITTED / dataset / "cost.json").read_text())
+    rows = [["Method", "Passes × SQINV", "Seconds × SQINV", "Seconds"]]
+    for method in sorted(record["methods"], key=_order):
+        row = record["methods"][method]
+        seconds = statistics.median(row["seconds"])
+        title = get_method(method).title
+        rows.append([title, f"{row['passes']:.2f}", _seconds(dataset, method), f"{seconds:.3g}"])
+    return markdown(rows)
+
+
 def goal(dataset: str, selection: str) -> str:
     """Return how near the cheaper variants come to BSAM, in percent of its error."""
     metric = get_dataset(dataset).metrics[0]
@@ -194,6 +204,7 @@ def report(root: Path, name: str) -> str:
         scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
         epochs = "/".join(str(n) for n in sorted({run.recipe["epochs"] for run in runs}))
         parts += [f"{epochs} epochs; weights of {scale}; {_tuned(runs)}."]
+        parts += _timed(name)
     else:
         parts += [f"No records in {root / name}."]
     for selection, words in SELECTIONS.items():
@@ -228,6 +239,7 @@ def fill(text: str) -> str:
         "summary": lambda *arguments: summary(COMMITTED, *arguments),
         "differences": lambda *arguments: differences(COMMITTED, *arguments),
         "claims": lambda *arguments: claims(COMMITTED, *arguments),
+        "costs": costs,
         "front": front,
         "goal": goal,
         "published": published,
@@ -263,6 +275,15 @@ def _published_claims(dataset: str, selection: str) -> list[list[str]]:
             cells = [part for gain in gains for part in ("", _percent(gain), "")]
             rows.append([f"BSAM − SQINV: {entry['title']}", "", *cells])
     return rows
+
+
+def _timed(dataset: str) -> list[str]:
+    """Return where the seconds come from, if they were measured."""
+    path = COMMITTED / dataset / "cost.json"
+    if not path.exists():
+        return []
+    about = json.loads(path.read_text())["provenance"]
+    return [f"Seconds were measured on {about['device']}, {about['threads']} threads."]
 
 
 def _tuned(runs: list[Record]) -> str:
