@@ -16,6 +16,8 @@ VARIANTS = METHODS[METHODS.index(REFERENCE) + 1 :]
 HALF = "half"
 """Folder of the records of half as many epochs."""
 REGIONS = ("All", "Few")
+AS_CHEAP = 1.03
+"""Trainings cost the same if their seconds differ by less, which is about what rounds differ by."""
 MOST_SECONDS = 1.3
 MOST_PERCENT = 1.0
 """What a variant may cost, in SQINV's seconds, and lose, in percent of BSAM's error."""
@@ -39,7 +41,8 @@ class Point:
     to_reference: dict[str, Interval]
     """Of each region, minus BSAM's with all epochs."""
     to_cheaper: dict[str, list[Interval]]
-    """Of each region, minus each cheaper point's, corrected for the number of comparisons."""
+    """Of each region, minus each point's that costs as much or less, corrected for the number of
+    comparisons."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def points(dataset: str, selection: str) -> tuple[Point, ...]:
             to_cheaper={
                 region: [
                     _corrected(against(name, other, region), comparisons)
-                    for other in names[: names.index(name)]
+                    for other in names
+                    if other != name and _is_as_cheap(costs[other], costs[name])
                 ]
                 for region in REGIONS
             },
@@ -101,15 +105,24 @@ def points(dataset: str, selection: str) -> tuple[Point, ...]:
 
 
 def is_lowest(point: Point, others: tuple[Point, ...], region: str) -> bool:
-    """Return whether no cheaper point has so low an error."""
-    return all(point.error[region] < o.error[region] for o in others if o.cost < point.cost)
+    """Return whether no point that costs as much or less has so low an error."""
+    return all(
+        point.error[region] < other.error[region]
+        for other in others
+        if other is not point and _is_as_cheap(other.cost, point.cost)
+    )
 
 
 def verdict(point: Point, region: str) -> str:
-    """Return whether the point is on the front once the comparisons are corrected for."""
+    """Return whether the point is on the front once the comparisons are corrected for.
+
+    Nothing says so of the cheapest.
+    """
     intervals = point.to_cheaper[region]
     if any(low > 0 for _, low, _ in intervals):
         return "no"
+    if not intervals:
+        return "cheapest"
     return "yes" if all(high < 0 for _, _, high in intervals) else "open"
 
 
@@ -133,6 +146,11 @@ def goals(dataset: str, selection: str) -> list[Goal]:
             )
         )
     return found
+
+
+def _is_as_cheap(cost: float, other: float) -> bool:
+    """Return whether a cost is at most another but for noise."""
+    return cost <= AS_CHEAP * other
 
 
 def _records(dataset: str) -> Records:

@@ -57,10 +57,15 @@ def test_on_the_front_is_what_no_cheaper_point_matches() -> None:
     assert [is_lowest(p, points, "All") for p in points] == [True, True, False, True]
 
 
+def test_points_that_differ_by_the_noise_of_the_clock_are_compared_both_ways() -> None:
+    points = (point(1.0, 3.0), point(1.02, 2.0), point(1.04, 1.0))
+    assert [is_lowest(p, points, "All") for p in points] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("intervals", "expected"),
     [
-        ((), "yes"),
+        ((), "cheapest"),
         (((-2.0, -3.0, -1.0), (-1.0, -1.5, -0.5)), "yes"),
         (((-2.0, -3.0, -1.0), (-1.0, -2.5, 0.5)), "open"),
         (((-1.0, -2.5, 0.5), (1.0, 0.5, 1.5)), "no"),
@@ -99,6 +104,7 @@ class TestCommitted:
                 assert value == plain[0]
                 assert low < plain[1]
                 assert high > plain[2]
+        assert verdict(points[0], "All") == "cheapest"
 
     def test_a_goal_is_reached_if_cost_and_every_interval_allow_it(
         self, dataset: str, selection: str
