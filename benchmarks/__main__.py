@@ -195,7 +195,7 @@ def _cost(options: argparse.Namespace) -> None:
     from benchmarks.cost import cost
     from benchmarks.recipes import resolved_recipe
 
-    changes = {"batch_size": options.batch_size} if options.batch_size else {}
+    changes = {} if options.batch_size is None else {"batch_size": options.batch_size}
     dataset = registry.get_dataset(options.dataset)
     record = cost(
         options.dataset,
@@ -261,7 +261,7 @@ def _plot(options: argparse.Namespace) -> None:
         path = options.out / f"{name}_rho.png"
         plots.save(plots.rho_sweep(name), path)
         print(path)
-    if options.records == COMMITTED and fronts.cost_ratios(name):
+    if options.records == COMMITTED and fronts.is_measured(name):
         path = options.out / f"{name}_cost.png"
         plots.save(plots.error_and_cost(name), path)
         print(path)

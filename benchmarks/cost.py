@@ -51,6 +51,9 @@ def cost(
         steps: Steps of a turn that count.
         rounds: How many turns each method has; in a round all take one, in random order.
     """
+    for name, value, least in (("steps", steps, 1), ("rounds", rounds, 2)):
+        if value < least:
+            raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
     dataset = get_dataset(dataset_name)
     splits = dataset.load(data)
     stages = {

@@ -70,11 +70,17 @@ def cost_ratios(dataset: str) -> dict[str, list[float]]:
     }
 
 
+def is_measured(dataset: str) -> bool:
+    """Return whether there are records and costs of all methods that are compared."""
+    known = read_records(COMMITTED, dataset).keys() & cost_ratios(dataset).keys()
+    return known >= set(METHODS)
+
+
 @cache
 def points(dataset: str, selection: str) -> tuple[Point, ...]:
     """Return all trainings, the cheapest first."""
     metric, epochs = get_dataset(dataset).metrics[0], get_dataset(dataset).recipe.epochs
-    records = {name: runs for name, runs in _records(dataset).items() if runs}
+    records = _records(dataset)
     costs = {name: _cost(dataset, records, name, epochs) for name in records}
     names = sorted(records, key=costs.__getitem__)
     comparisons = len(REGIONS) * len(list(itertools.combinations(names, 2)))

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import SGD, AdamW, Optimizer
 
-from balanced_sam import BalancedSAM, TargetBins, TargetWeights, frozen_running_stats, weighted_mean
+from balanced_sam import (
+    BalancedSAM,
+    TargetBins,
+    TargetWeights,
+    frozen_running_stats,
+    normalization_parameters,
+    weighted_mean,
+)
 
 # Torch's own: Dynamo looks at the gradient of a loss, and an import of its own is deprecated.
 pytestmark = [
@@ -86,6 +93,21 @@ def test_compiled_model_takes_the_steps_of_the_eager_one_in_one_graph(backend: s
     run.forward = torch.compile(run.network, backend=counter)
     assert_same(run.train(), Run().train())
     assert counter.frame_count == 1
+
+
+@every_backend
+def test_compiled_model_has_a_graph_for_each_pass_where_the_first_is_spared(backend: str) -> None:
+    counter = CompileCounterWithBackend(backend)
+    trained = []
+    for compiles in (True, False):
+        run = Run()
+        base = SGD(run.network.parameters(), lr=0.1, momentum=0.9)
+        run.optimizer = BalancedSAM(normalization_parameters(run.network), base, rho=0.3)
+        if compiles:
+            run.forward = torch.compile(run.network, backend=counter)
+        trained.append(run.train())
+    assert_same(*trained)
+    assert counter.frame_count == 2
 
 
 @every_backend
