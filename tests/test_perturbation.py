@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from balanced_sam import BalancedSAM, _perturbation
-from balanced_sam._perturbation import Room
 
 SGD = torch.optim.SGD
 ignore_half_precision = pytest.mark.filterwarnings(
@@ -601,7 +600,6 @@ def test_number_of_operator_calls_does_not_depend_on_the_number_of_tensors(
     assert 0 < counts[0] < (20 if device == "cpu" else 46)
 
 
-@pytest.mark.skipif(not hasattr(torch, "_foreach_clone"), reason="torch lacks it")
 def test_not_even_a_view_is_taken_of_each_tensor_on_the_cpu() -> None:
     calls = [sam_part(tensors, size=3)[0].calls for tensors in (10, 100, 500)]
     assert calls[0] == calls[1] == calls[2]
@@ -625,26 +623,70 @@ def test_one_copy_of_the_weights_lives_between_the_passes_and_on_the_cpu_after(
     assert kept * weights <= living["after"] < kept * weights + 1000
 
 
-def test_room_is_kept_for_tensors_of_the_same_shapes_dtype_and_device() -> None:
-    room = Room()
-    first = room.copies(0, [torch.ones(2, 3), torch.ones(4)])
-    other = room.copies(1, [torch.zeros(2, 3)])
-    again = room.copies(0, [torch.full((2, 3), 2.0), torch.full((4,), 3.0)])
-    assert [a is b for a, b in zip(again, first, strict=True)] == [True, True]
-    assert again[0].tolist() == [[2.0] * 3] * 2
-    assert again[1].tolist() == [3.0] * 4
-    assert other[0].tolist() == [[0.0] * 3] * 2
-    for tensors in (
-        [torch.ones(2, 3)],
-        [torch.ones(2, 3), torch.ones(1)],
-        [torch.ones(2, 3), torch.ones(4)],
-        [torch.ones(2, 3, dtype=torch.float64), torch.ones(4, dtype=torch.float64)],
-        [torch.ones(2, 3, device="meta"), torch.ones(4, device="meta")],
-    ):
-        copies = room.copies(0, tensors)
-        torch.testing.assert_close(copies, tensors, rtol=0, atol=0)
-        assert all(a is not b for a in copies for b in (*again, *tensors))
-        again = copies
+def shared_by_autograd() -> list[nn.Parameter]:
+    p1, p2, w = (nn.Parameter(torch.linspace(a, 1, 5)) for a in (0.1, 0.4, -0.7))
+    gradients = torch.autograd.grad(((p1 + p2) * w).sin().sum(), [p1, p2, w])
+    assert gradients[0] is gradients[1]
+    for parameter, gradient in zip((p1, p2, w), gradients, strict=True):
+        parameter.grad = gradient
+    return [p1, p2, w]
+
+
+def shared_by_hand() -> list[nn.Parameter]:
+    p1, p2 = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+    p1.grad = p2.grad = torch.tensor([1.0, -2.0, 3.0])
+    return [p1, p2]
+
+
+def expanded() -> list[nn.Parameter]:
+    parameter = nn.Parameter(torch.ones(2, 3))
+    parameter.grad = torch.tensor(0.5).expand(2, 3)
+    return [parameter]
+
+
+def overlapping() -> list[nn.Parameter]:
+    flat = torch.linspace(-1, 1, 6)
+    parameters = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))]
+    parameters[0].grad, parameters[1].grad = flat[:4], flat[2:]
+    return parameters
+
+
+@pytest.mark.parametrize("rhos", [(0.3,), (0.3, 0.1)], ids=["one radius", "two radii"])
+@pytest.mark.parametrize("make", [shared_by_autograd, shared_by_hand, expanded, overlapping])
+def test_gradients_that_share_memory_are_each_scaled_once(
+    path: str, make: Callable[[], list[nn.Parameter]], rhos: tuple[float, ...]
+) -> None:
+    parameters = make()
+    radii = [rhos[i % len(rhos)] for i in range(len(parameters))]
+    before = clones(parameters)
+    held = [p.grad for p in parameters]
+    gradients = clones(held)
+    groups = [{"params": [p], "rho": rho} for p, rho in zip(parameters, radii, strict=True)]
+    moved = at_perturbed(BalancedSAM(groups, SGD), parameters)
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    for p, w, g, rho in zip(moved, before, gradients, radii, strict=True):
+        torch.testing.assert_close(p - w, rho * g / norm)
+    # They are the user's.
+    assert bits(held) == bits(gradients)
+
+
+def test_many_radii_take_the_operator_calls_of_one() -> None:
+    counts = []
+    for rhos in ([0.1] * 200, [0.1 + i / 1000 for i in range(200)]):
+        parameters = [nn.Parameter(torch.ones(3)) for _ in rhos]
+        groups = [{"params": [p], "rho": r} for p, r in zip(parameters, rhos, strict=True)]
+        optimizer = BalancedSAM(groups, Still)
+
+        def closure(parameters: list[nn.Parameter] = parameters) -> float:
+            for p in parameters:
+                p.grad = torch.ones(3)
+            return 0.0
+
+        optimizer.step(closure)
+        with Ledger() as ledger:
+            optimizer.step(closure)
+        counts.append(len(ledger.launches))
+    assert counts[1] <= counts[0] + 1
 
 
 def square(w: Tensor) -> Tensor:

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from balanced_sam import BalancedSAM, LambdaRho
 
@@ -66,6 +72,18 @@ class Closure:
         loss = self.model(torch.randn(5, 3, generator=generator)).square().mean()
         loss.backward()
         return loss
+
+
+def half_of_the_norm(optimizer: Optimizer) -> Callable[[], Tensor]:
+    """Return a closure on the parameters themselves."""
+
+    def closure() -> Tensor:
+        groups = optimizer.param_groups
+        loss = sum(p.square().sum() / 2 for group in groups for p in group["params"])
+        loss.backward()
+        return loss
+
+    return closure
 
 
 def rhos(optimizer: Optimizer) -> list[float]:
@@ -572,11 +590,6 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"Expected `rho_lambda` to return a non-negative, finite factor, but got inf",
     ),
-    "factor_that_is_no_number": (
-        lambda: LambdaRho(two_groups(), lambda t: "0.5"),
-        TypeError,
-        r"Expected `rho_lambda\(step\)` to be a number, but got str\.",
-    ),
     "state_of_something_else": (
         lambda: LambdaRho(two_groups(), lambda t: 1.0).load_state_dict({"last_epoch": 3}),
         ValueError,
@@ -608,3 +621,71 @@ def test_factor_that_turns_negative_later_is_an_error_at_that_step() -> None:
         ValueError, match=r"Expected `rho_lambda` to return .* but got -1\.0 at step 2"
     ):
         take_step(optimizer, closure, schedule)
+
+
+# Composed and restarted, as LambdaLR is
+
+
+def test_schedules_in_sequence_start_from_the_same_initial_rho() -> None:
+    optimizer = make_optimizer(make_model())
+    schedules = [LambdaRho(optimizer, lambda t: 0.1), LambdaRho(optimizer, lambda t: 0.5 * (t + 1))]
+    sequence = SequentialLR(optimizer, schedules, milestones=[3])
+    seen = []
+    for _ in range(5):
+        seen.append(rhos(optimizer)[0])
+        optimizer.step(half_of_the_norm(optimizer))
+        sequence.step()
+    assert seen == pytest.approx([0.04, 0.04, 0.04, 0.2, 0.4])
+
+
+def test_schedules_in_a_chain_and_made_anew_start_from_the_initial_rho() -> None:
+    optimizer = make_optimizer(make_model())
+    for factor in (0.5, 0.1, 0.25):
+        LambdaRho(optimizer, lambda t, factor=factor: factor)
+        assert rhos(optimizer) == pytest.approx([0.4 * factor])
+
+
+@pytest.mark.parametrize("fast_forward", ["last_epoch", "load_state_dict", "steps"])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_schedule_made_after_a_resume_goes_on(fast_forward: str) -> None:
+    optimizer = make_optimizer(make_model())
+    halving = LambdaRho(optimizer, lambda t: 0.5**t)
+    for _ in range(3):
+        optimizer.step(half_of_the_norm(optimizer))
+        halving.step()
+    assert rhos(optimizer) == [0.05]
+    resumed = make_optimizer(make_model(), rho=0.9)
+    resumed.load_state_dict(optimizer.state_dict())
+    if fast_forward == "last_epoch":
+        schedule = LambdaRho(resumed, lambda t: 0.5**t, last_epoch=2)
+    else:
+        schedule = LambdaRho(resumed, lambda t: 0.5**t)
+        if fast_forward == "load_state_dict":
+            schedule.load_state_dict(halving.state_dict())
+        else:
+            for _ in range(3):
+                schedule.step()
+    assert rhos(resumed) == [0.05]
+    resumed.step(half_of_the_norm(resumed))
+    schedule.step()
+    assert rhos(resumed) == [0.025]
+
+
+def test_popped_group_leaves_the_others_their_initial_rho() -> None:
+    optimizer = two_groups()
+    schedule = LambdaRho(optimizer, lambda t: 0.5**t)
+    optimizer.param_groups.pop(0)
+    optimizer.step(half_of_the_norm(optimizer))
+    schedule.step()
+    assert rhos(optimizer) == [0.1]
+
+
+def test_checkpoint_of_the_bare_base_keeps_the_initial_rho() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    schedule = LambdaRho(optimizer, lambda t: 0.5 ** (t + 1))
+    bare = make_base(make_model()).state_dict()
+    for loads in (optimizer, optimizer.base_optimizer):
+        loads.load_state_dict(bare)
+        take_step(optimizer, Closure(model), schedule)
+    assert rhos(optimizer) == [0.05]

@@ -4,7 +4,7 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,45 +78,43 @@ class Oracle:
     weights: Arrays
     gradients: list[Array | None]
     group_of: list[int]
+    members: list[list[int]]
     lrs: list[float]
     rhos: list[float]
-    base_rhos: list[float]
+    initial_rhos: list[float | None]
     rho_steps: int = 0
     scale: float = SCALE
     awaits_step: bool = False
-    can_spare: bool = True
+    block_left_gradient: bool = False
 
     def add(self, rule: reference.SGD | reference.Adam, weight: Array, group: int) -> None:
+        self.members[group].append(len(self.weights))
+        self.group_of.append(group)
         self.rules.append(rule)
         self.weights.append(weight)
         self.gradients.append(None)
-        self.group_of.append(group)
 
-    def call(
-        self, closure: Call, weights: Arrays, scale: float = 1.0, *, spared: Iterable[int] = ()
-    ) -> float:
-        """Return the loss at ``weights``; the gradients add up, but for those that are spared."""
+    def present(self) -> list[int]:
+        """Return the tensors that are in a group of the base optimizer."""
+        return [i for members in self.members for i in members]
+
+    def call(self, closure: Call, weights: Arrays, scale: float = 1.0) -> float:
+        """Return the loss at ``weights``; the gradients add up."""
         closure.fail(after_backward=False)
         loss = 0.0
         for i, w in enumerate(weights):
             q, held = closure.factors[i], self.gradients[i]
             if q is not None:
                 loss += float(q * ((w - i) ** 2).sum() / 2)
-            if q is not None and i not in spared:
                 gradient = scale * q * (w - i)
                 self.gradients[i] = gradient if held is None else held + gradient
         closure.fail(after_backward=True)
         return loss
 
-    def evaluate(
-        self, closure: Call, weights: Arrays, scale: float, *, spared: Iterable[int] = ()
-    ) -> float:
+    def evaluate(self, closure: Call, weights: Arrays, scale: float) -> float:
         """Return the loss at ``weights``; the gradients are this call's alone."""
-        self.forget_gradients()
-        loss = self.call(closure, weights, scale, spared=spared)
-        if not self.has_gradients():
-            raise ValueError
-        return loss
+        self.clear_gradients()
+        return self.call(closure, weights, scale)
 
     def step(self, ascent: Call, descent: Call, only: Call, *, scaled: bool) -> list[float]:
         """Return loss and sharpness; ``only`` is called where the closure is called once."""
@@ -125,39 +123,32 @@ class Oracle:
             self.awaits_step = False
             self.call(only, self.weights, scale)
             raise RuntimeError
-        if not any(self.rhos):
-            loss, sharpness = self.evaluate(only, self.weights, scale), 0.0
-        else:
-            spared = self.spared(ascent)
-            loss, sharpness = self.evaluate(ascent, self.weights, scale, spared=spared), math.nan
+        first = ascent if any(self.rhos) else only
+        loss, sharpness = self.evaluate(first, self.weights, scale), 0.0
+        if any(self.rhos) and self.has_gradients():
+            sharpness = math.nan
             if not scaled or math.isfinite(self.norm()):
                 sharpness = self.evaluate(descent, self.perturbed(), scale) - loss
-        self.gradients = [None if g is None else g / scale for g in self.gradients]
-        if not scaled or self.is_finite():
-            self.descend()
-        else:
-            self.scale /= 2
+        if self.has_gradients():
+            for i in self.present():
+                self.gradients[i] = None if self.gradients[i] is None else self.gradients[i] / scale
+            if not scaled or self.is_finite():
+                self.descend()
+            else:
+                self.scale /= 2
         return [loss, sharpness]
-
-    def spared(self, ascent: Call) -> set[int]:
-        """Return the tensors without a first gradient; none from where the loss has no others."""
-        rhos = [self.rhos[group] for group in self.group_of]
-        spared = {i for i, rho in enumerate(rhos) if not rho or i == LEFT_OUT}
-        in_loss = {i for i, q in enumerate(ascent.factors[: len(rhos)]) if q is not None}
-        fails_early = ascent.error is not None and not ascent.fails_after_backward
-        if in_loss and in_loss <= spared and not fails_early:
-            self.can_spare = False
-        return spared if self.can_spare else set()
 
     def hold(self, closure: Call) -> None:
         """Call the closure at w + eps, eps from the gradients at hand: the manual cycle."""
-        self.awaits_step = False
+        if self.awaits_step and self.block_left_gradient:
+            raise RuntimeError
         if not self.has_gradients():
             raise ValueError
+        self.awaits_step = False
         weights = self.perturbed()
-        self.forget_gradients()
+        self.clear_gradients()
         self.call(closure, weights)
-        self.awaits_step = True
+        self.awaits_step, self.block_left_gradient = True, self.has_gradients()
 
     def end(self) -> None:
         had_block, self.awaits_step = self.awaits_step, False
@@ -166,14 +157,17 @@ class Oracle:
         self.descend()
 
     def descend(self) -> None:
-        for i, gradient in enumerate(self.gradients):
-            if gradient is not None:
-                self.rules[i].lr = self.lrs[self.group_of[i]]
-                self.weights[i] = self.rules[i].update(self.weights[i], gradient)
+        for group, members in enumerate(self.members):
+            for i in members:
+                gradient = self.gradients[i]
+                if gradient is not None:
+                    self.rules[i].lr = self.lrs[group]
+                    self.weights[i] = self.rules[i].update(self.weights[i], gradient)
 
     def moving(self) -> dict[int, float]:
         """Return the rho of each tensor that the gradients at hand move."""
-        rhos = {i: self.rhos[group] for i, group in enumerate(self.group_of) if i != LEFT_OUT}
+        pairs = zip(self.members, self.rhos, strict=True)
+        rhos = {i: rho for members, rho in pairs for i in members if i != LEFT_OUT}
         return {i: rho for i, rho in rhos.items() if rho and self.gradients[i] is not None}
 
     def norm(self) -> float:
@@ -193,20 +187,28 @@ class Oracle:
         return weights
 
     def follow_schedule(self, *, steps: int) -> None:
-        """Set the rho of each group whose initial one the schedule knows."""
-        if steps:
-            self.base_rhos = self.base_rhos + self.rhos[len(self.base_rhos) :]
+        """Set the rho of each group from its initial one; a step makes the present one that."""
         self.rho_steps += steps
-        for i, rho in enumerate(self.base_rhos):
-            self.rhos[i] = rho * factor_at(self.rho_steps)
+        for i, (initial, rho) in enumerate(zip(self.initial_rhos, self.rhos, strict=True)):
+            if initial is None and steps:
+                self.initial_rhos[i] = rho
+            if self.initial_rhos[i] is not None:
+                self.rhos[i] = self.initial_rhos[i] * factor_at(self.rho_steps)
 
     def has_gradients(self) -> bool:
-        return any(gradient is not None for gradient in self.gradients)
+        return any(self.gradients[i] is not None for i in self.present())
 
     def is_finite(self) -> bool:
-        return all(g is None or bool(np.isfinite(g).all()) for g in self.gradients)
+        gradients = [self.gradients[i] for i in self.present()]
+        return all(g is None or bool(np.isfinite(g).all()) for g in gradients)
+
+    def clear_gradients(self) -> None:
+        """Clear what the optimizer knows of."""
+        for i in self.present():
+            self.gradients[i] = None
 
     def forget_gradients(self) -> None:
+        """Forget all, as a copy does."""
         self.gradients = [None] * len(self.gradients)
 
 
@@ -242,7 +244,7 @@ class Training(RuleBasedStateMachine):
         self.saved: tuple[bytes, Oracle] | None = None
         self.left_behind: list[tuple[Tensor, Tensor]] = []
         lr = self.make_rule().lr
-        self.oracle = Oracle([], [], [], [], [lr, lr], [RHO, 0.1], [RHO, 0.1])
+        self.oracle = Oracle([], [], [], [], [[], []], [lr, lr], [RHO, 0.1], [RHO, 0.1])
         generator = np.random.default_rng(0)
         for group, members in enumerate(GROUPS):
             for i in members:
@@ -253,12 +255,12 @@ class Training(RuleBasedStateMachine):
     def build(self) -> None:
         """Make parameters with the oracle's weights, and all that acts on them."""
         self.parameters = [nn.Parameter(torch.tensor(w)) for w in self.oracle.weights]
-        members: list[dict[str, Any]] = [{"params": []} for _ in self.oracle.rhos]
-        for parameter, group in zip(self.parameters, self.oracle.group_of, strict=True):
-            members[group]["params"].append(parameter)
-        members[1]["rho"] = 0.1
-        perturbed = [p for i, p in enumerate(self.parameters) if i != LEFT_OUT]
-        self.optimizer = BalancedSAM(perturbed, self.make_base(members), rho=RHO)
+        groups: list[dict[str, Any]] = [
+            {"params": [self.parameters[i] for i in members]} for members in self.oracle.members
+        ]
+        groups[1]["rho"] = 0.1
+        perturbed = [self.parameters[i] for i in self.oracle.present() if i != LEFT_OUT]
+        self.optimizer = BalancedSAM(perturbed, self.make_base(groups), rho=RHO)
         self.lr_schedule = ExponentialLR(self.optimizer, GAMMA)
         self.rho_schedule = LambdaRho(self.optimizer, factor_at)
         self.addresses = [p.data_ptr() for p in self.parameters]
@@ -299,6 +301,9 @@ class Training(RuleBasedStateMachine):
         closure.fail(after_backward=True)
         return loss
 
+    def members_at_hand(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def take_step(
         self, ascent: Call, descent: Call, *, apart: bool = False, scaled: bool = False
     ) -> None:
@@ -311,7 +316,8 @@ class Training(RuleBasedStateMachine):
                 ascent_closure=(lambda: self.call(ascent, scaled=scaled)) if apart else None,
                 scaler=self.scaler if scaled else None,
             )
-            if scaled:
+            # As with any optimizer, a scaler that was given no gradient has nothing to go by.
+            if scaled and any(p.grad is not None for p in self.members_at_hand()):
                 self.scaler.update()
             assert isinstance(loss, Tensor)
             return [loss, self.optimizer.sharpness]
@@ -374,10 +380,47 @@ class Training(RuleBasedStateMachine):
 
     @rule(set_to_none=st.booleans())
     def zero_grad(self, set_to_none: bool) -> None:
+        """Clear the gradients: a block that was held before is dropped."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
-        self.oracle.gradients = [
-            None if set_to_none or g is None else np.zeros_like(g) for g in self.oracle.gradients
-        ]
+        self.oracle.awaits_step = False
+        for i in self.oracle.present():
+            g = self.oracle.gradients[i]
+            self.oracle.gradients[i] = None if set_to_none or g is None else np.zeros_like(g)
+
+    @rule()
+    def skip_a_batch(self) -> None:
+        self.zero_grad(set_to_none=True)
+        assert self.optimizer.step(lambda: None) is None
+
+    @rule(closure=calls)
+    def skip_in_pass_2(self, closure: Call) -> None:
+        """A batch whose second call leaves no gradient moves nothing."""
+        self.zero_grad(set_to_none=True)
+        empty = replace(closure, factors=(None,) * len(closure.factors))
+        if any(self.oracle.rhos):
+            self.take_step(closure, empty)
+
+    @rule(i=st.integers(0, 2 + ADDED))
+    def take_a_tensor_out_of_its_group(self, i: int) -> None:
+        """Freeze it for a while: the base optimizer does not train it and loses its state."""
+        for group, members in enumerate(self.oracle.members):
+            if i in members and len(members) > 1:
+                params = self.optimizer.base_optimizer.param_groups[group]["params"]
+                params[:] = [p for p in params if p is not self.parameters[i]]
+                self.optimizer.base_optimizer.state.pop(self.parameters[i], None)
+                members.remove(i)
+                self.oracle.rules[i] = self.make_rule()
+
+    @rule(first=st.booleans())
+    def put_back_a_tensor(self, first: bool) -> None:
+        for i, group in enumerate(self.oracle.group_of):
+            if i not in self.oracle.present():
+                members = self.oracle.members[group]
+                params = self.optimizer.base_optimizer.param_groups[group]["params"]
+                place = 0 if first else len(members)
+                params.insert(place, self.parameters[i])
+                members.insert(place, i)
+                return
 
     @precondition(lambda self: len(self.oracle.rhos) < len(GROUPS) + ADDED)
     @rule(on_base=st.booleans(), rho=st.none() | rhos)
@@ -387,9 +430,11 @@ class Training(RuleBasedStateMachine):
         self.addresses.append(self.parameters[-1].data_ptr())
         options = {"params": self.parameters[-1]} | ({} if rho is None else {"rho": rho})
         (self.optimizer.base_optimizer if on_base else self.optimizer).add_param_group(options)
+        self.oracle.members.append([])
         self.oracle.add(self.make_rule(), weight, group)
         self.oracle.lrs.append(self.make_rule().lr)
         self.oracle.rhos.append(RHO if rho is None else rho)
+        self.oracle.initial_rhos.append(None)
 
     @rule(group=groups, rho=rhos)
     def set_rho(self, group: int, rho: float) -> None:
@@ -421,7 +466,7 @@ class Training(RuleBasedStateMachine):
         )
         self.addresses = [p.data_ptr() for p in self.parameters]
         self.oracle.forget_gradients()
-        self.oracle.awaits_step, self.oracle.can_spare = False, True
+        self.oracle.awaits_step = False
 
     def parts(self) -> list[Any]:
         return [self.optimizer, self.lr_schedule, self.rho_schedule, self.scaler]
@@ -459,17 +504,17 @@ class Training(RuleBasedStateMachine):
         self.build()
         self.oracle = self.load(schedule_last=schedule_last)
         self.oracle.forget_gradients()
-        self.oracle.awaits_step, self.oracle.can_spare = False, True
+        self.oracle.awaits_step = False
 
     @rule(saves_first=st.booleans(), schedule_last=st.booleans())
     def load_into_the_same_optimizer(self, saves_first: bool, schedule_last: bool) -> None:
         """Gradients and an open cycle are no part of a checkpoint: they stay as they are."""
         present = self.oracle
-        if saves_first or self.saved is None or len(self.saved[1].rhos) != len(present.rhos):
+        if saves_first or self.saved is None or self.saved[1].members != present.members:
             self.save()
         self.oracle = self.load(schedule_last=schedule_last)
         self.oracle.gradients, self.oracle.awaits_step = present.gradients, present.awaits_step
-        self.oracle.can_spare = present.can_spare
+        self.oracle.block_left_gradient = present.block_left_gradient
 
     @invariant()
     def weights_are_the_oracles(self) -> None:
@@ -494,9 +539,9 @@ class Training(RuleBasedStateMachine):
         assert all(torch.equal(original, value) for original, value in self.left_behind)
 
 
-# Both warnings are about an order of calls that is made here on purpose.
+# All are about calls that are made here on purpose.
 @pytest.mark.filterwarnings(
-    "ignore:BalancedSAM.step.closure. clears the gradients",
+    "ignore:BalancedSAM.step.*(clears the gradients|does nothing)",
     r"ignore:.*`lr_scheduler.step\(\)`",
 )
 @pytest.mark.parametrize("base", BASES)

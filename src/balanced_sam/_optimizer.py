@@ -1,35 +1,38 @@
 """BalancedSAM: ascend within rho, descend with the base optimizer."""
 
-import inspect
-import sys
+import numbers
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from balanced_sam._base import LeftOut, check_base, complete, left_out
 from balanced_sam._checks import check_callable, check_rho, check_type
-from balanced_sam._perturbation import HALF_PRECISION, Perturbation, Room
+from balanced_sam._guards import HOOKS, not_traced
+from balanced_sam._lost_gradients import LastGradient, first_with_gradient
+from balanced_sam._perturbation import HALF_PRECISION, Buckets, Perturbation
 
 Loss = Tensor | float
-Closure = Callable[[], Loss]
+Closure = Callable[[], Loss | None]
 ContextFactory = Callable[[], AbstractContextManager[Any]]
 
-_HOOKS = tuple(
-    f"_optimizer_{event}_{time}_hooks"
-    for event in ("step", "state_dict", "load_state_dict")
-    for time in ("pre", "post")
-)
+
+class _Phase(Enum):
+    """How far a cycle of two passes and a base step has come; outside of one there is none."""
+
+    AT_W = "at w"
+    PERTURBED = "perturbed"
+    STEP_DUE = "a step is due"
 
 
 @dataclass
@@ -40,13 +43,21 @@ class _Cycle:
     optimizer but not what is assigned to it.
     """
 
-    is_perturbed: bool = False
-    awaits_step: bool = False
-    losses: tuple[Loss, Loss] | None = None
-    known_gradient: tuple[weakref.ref[Tensor], int] | None = None
+    phase: _Phase | None = None
+    losses: list[Loss] = field(default_factory=list)
+    returned: weakref.ref[Tensor] | None = None
+    last_gradient: LastGradient = field(default_factory=LastGradient)
     clearings: int = 0
-    can_spare: bool = True
-    warned: frozenset[str] = frozenset()
+    buckets: Buckets = field(default_factory=Buckets)
+    warned: set[str] = field(default_factory=set)
+
+    def check_outside(self, call: str) -> None:
+        """Raise if a pass is under way."""
+        if self.phase in (_Phase.AT_W, _Phase.PERTURBED):
+            raise RuntimeError(
+                f"Expected {call} after both passes, but got it inside a closure or a "
+                "`perturbed()` block."
+            )
 
 
 class BalancedSAM(Optimizer):
@@ -68,9 +79,7 @@ class BalancedSAM(Optimizer):
     ``param_groups``, ``state``, ``defaults`` and hooks are the base optimizer's own. Learning-rate
     schedulers, ``state_dict`` and step hooks (which see the descent gradient: the place to clip it)
     work on either. ``rho`` is a group option beside ``lr``. A group whose ``rho`` is 0 is not
-    perturbed and stays out of the norm. Outside a process group the first call computes no gradient
-    of what is not perturbed: its ``requires_grad`` is False during that call. Where a part of the
-    loss depends on nothing else the call is made once more, and all are computed from then on.
+    perturbed and stays out of the norm.
 
     Args:
         params: With a callable ``base_optimizer``, whatever that takes: parameters or group dicts,
@@ -86,7 +95,7 @@ class BalancedSAM(Optimizer):
             ``partial(frozen_running_stats, model)``. Not entered where the step has one pass.
 
     Raises:
-        TypeError: If ``base_optimizer`` is neither, needs a closure itself, or ``params`` holds
+        TypeError: If ``base_optimizer`` is neither or needs a closure itself, or ``params`` holds
             something else than tensors.
         ValueError: If ``rho``, here or in a group, is negative or not finite; if the base has an
             option ``rho`` of its own; or if ``params`` is empty, or holds trainable tensors that
@@ -122,40 +131,44 @@ class BalancedSAM(Optimizer):
         rho = check_rho(rho)
         check_callable("ascent_context", ascent_context)
         check_callable("descent_context", descent_context)
-        if isinstance(params, Tensor) or not _is_iterable(params):
+        if isinstance(params, Tensor):
             raise TypeError(
-                "Expected `params` to be an iterable of tensors or group dicts, but got "
-                f"{type(params).__name__}."
+                "Expected `params` to be an iterable of tensors or group dicts, but got a tensor."
             )
-        is_built = isinstance(base_optimizer, Optimizer)
-        if not is_built and not callable(base_optimizer):
+        out: list[Tensor] = []
+        if isinstance(base_optimizer, Optimizer):
+            base = base_optimizer
+            check_base(base, rho)
+            out = left_out(params, base)
+        elif callable(base_optimizer):
+            base = base_optimizer(params)
+            check_base(base, rho)
+        else:
             raise TypeError(
                 "Expected `base_optimizer` to be a torch.optim.Optimizer or a callable that makes "
                 f"one of `params`, but got {type(base_optimizer).__name__}."
             )
-        base = base_optimizer if isinstance(base_optimizer, Optimizer) else base_optimizer(params)
-        _check_base(base)
         self._ascent_context = ascent_context
         self._descent_context = descent_context
-        # Positions, not tensors: they survive pickling, deepcopy, and a trainer that puts sharded
-        # parameters in the place of the ones given here.
-        self._unperturbed = _positions_left_out(params, base) if is_built else frozenset()
-        for group in base.param_groups:
-            check_rho(group.get("rho", rho))
+        complete(base)
         # As one of its defaults the base itself gives every group, also later ones, its rho.
         base.defaults["rho"] = rho
-        for group in base.param_groups:
-            group.setdefault("rho", rho)
-        self._adopt(base)
+        self._adopt(base, out)
 
-    def _adopt(self, base_optimizer: Optimizer) -> None:
+    def _adopt(self, base: Optimizer, out: list[Tensor]) -> None:
         """Share the base optimizer's hooks: registered on either, they fire once, in its calls."""
-        self.base_optimizer = base_optimizer
-        self._cycle = _Cycle()
-        self._room = Room()
-        self._remember_gradient()
-        for name in _HOOKS:
-            setattr(self, name, getattr(base_optimizer, name))
+        self.base_optimizer = base
+        self._cycle = cycle = _Cycle()
+        self._left_out = LeftOut(out, base.param_groups) if out else None
+        cycle.last_gradient.remember(base.param_groups)
+        for name in HOOKS:
+            setattr(self, name, getattr(base, name))
+        base.register_step_pre_hook(lambda *_: cycle.check_outside("the base optimizer's step"))
+        # Trainers look for them: the weights that schedule-free optimizers evaluate are others.
+        for name in ("train", "eval"):
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
+        self._rhos()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -187,23 +200,22 @@ class BalancedSAM(Optimizer):
     @property
     def is_perturbed(self) -> bool:
         """Whether the parameters are at w + eps right now (inside the second call)."""
-        return self._cycle.is_perturbed
+        return self._cycle.phase is _Phase.PERTURBED
 
     @property
     def sharpness(self) -> Tensor | None:
         """Loss of the last ``step``'s second call minus that of its first, without host sync.
 
         A detached 0-dim tensor, in loss units: 0 after a step of one pass, NaN after a step whose
-        second pass was skipped for an overflow, None before the first ``step(closure)``.
+        second pass was skipped for an overflow, None after none, or one that skipped its batch.
         """
-        if self._cycle.losses is None:
-            return None
-        first, second = map(_as_scalar, self._cycle.losses)
-        return second - first
+        losses = [_as_scalar(loss) for loss in self._cycle.losses]
+        if len(losses) == 2:
+            return losses[1] - losses[0]
+        return torch.zeros_like(losses[0]) if losses else None
 
     # Dynamo cannot trace the contexts of a step; what is compiled inside it stays compiled.
-    @_disable_dynamo
-    @torch.enable_grad()
+    @not_traced
     def step(  # type: ignore[override]  # more options, all keyword-only
         self,
         closure: Closure | None = None,
@@ -213,11 +225,13 @@ class BalancedSAM(Optimizer):
     ) -> Loss | None:
         """Take one step: ascend along the gradient at w, descend from w along that at w + eps.
 
-        Without a closure it ends a manual cycle, see :meth:`perturbed`; a call outside such a cycle
-        is an error unless every ``lr`` is 0 (checkpointing libraries set up the state that way).
+        Where a closure leaves no gradient on any parameter, the step does nothing. Without a
+        closure it ends a manual cycle, see :meth:`perturbed`; a call outside such a cycle is an
+        error unless every ``lr`` is 0 (checkpointing libraries set up the state that way).
 
         Args:
-            closure: Computes the loss, calls ``backward`` and returns the loss.
+            closure: Computes the loss, calls ``backward`` and returns the loss; None, without a
+                gradient, for a batch to skip.
             ascent_closure: Another closure for the first call of a step of two passes, such as a
                 loss with other weights or on a part of the batch.
             scaler: The ``GradScaler`` that scales the loss in the closure. The step then ends in
@@ -229,36 +243,26 @@ class BalancedSAM(Optimizer):
             The loss of the first call, detached, at w; None without a closure.
 
         Raises:
-            TypeError: If a closure returns no loss.
-            ValueError: If no parameter has a gradient after a closure.
+            TypeError: If a closure returns no loss but leaves gradients.
             RuntimeError: If there is no closure and no manual cycle to end, or a closure where one
-                is to end, or the parameters are perturbed already.
+                is to end, or if the call is made inside a pass.
         """
-        if closure is not None:
-            check_callable("closure", closure)
-        if ascent_closure is not None:
-            check_callable("ascent_closure", ascent_closure)
-        if scaler is not None:
-            check_type("scaler", scaler, GradScaler)
-        if closure is None or self._cycle.awaits_step:
+        _check_arguments(closure, ascent_closure, scaler)
+        self._cycle.check_outside("`step`")
+        if closure is None or self._cycle.phase is _Phase.STEP_DUE:
             self._end_manual_cycle(closure, scaler)
             return None
-        self._check_start()
-        has_other_gradient, clearings = self._has_other_gradient(), self._cycle.clearings
-        try:
-            loss = self._evaluate_twice(closure, ascent_closure, scaler)
-            if scaler is not None:
-                # A fused base would unscale only after the step hooks, which may clip.
-                scaler.unscale_(self.base_optimizer)
-            self._descend(scaler)
-        finally:
-            self._remember_gradient()
-        # A closure that clears the gradients itself expects none from before to count.
-        if has_other_gradient and self._cycle.clearings == clearings:
-            self._warn_once(
-                "BalancedSAM.step(closure) clears the gradients that were computed before it. To "
-                "accumulate over micro-batches, loop over them inside the closure."
-            )
+        rhos = self._rhos()
+        if ascent_closure is None or not any(rhos):
+            ascent_closure = closure
+        ascent_context = self._ascent_context if any(rhos) else nullcontext
+        with self._whole_cycle():
+            loss = self._evaluate(ascent_closure, ascent_context)  # g = grad L(w)
+            perturbation = self._perturbation(rhos, scaler)  # rho * g / ||g||
+            if perturbation is not None:
+                with self._moved(perturbation):
+                    self._evaluate(closure, self._descent_context)  # h = grad L(w + rho g / ||g||)
+            self._descend(scaler)  # w <- base_optimizer(w, h)
         return loss
 
     @contextmanager
@@ -274,25 +278,32 @@ class BalancedSAM(Optimizer):
 
         On entry the gradients are used up and cleared. Afterwards, also after an exception, the
         parameters are restored bit for bit. :meth:`step` without a closure then ends the cycle;
-        with one it is an error. A step of the base optimizer inside the block would be undone.
+        with one it is an error. Of micro-batches, all come before the block, and all again in it.
 
         Yields:
             Nothing.
 
         Raises:
-            RuntimeError: If the parameters are perturbed already.
+            RuntimeError: If the call is made inside a pass, or the gradients of a block before are
+                still there and no step has used them.
             ValueError: If no parameter has a gradient.
         """
-        self._check_start()
-        self._check_gradients()
-        perturbation = self._perturbation()
-        try:
-            self._apply(perturbation)
-            self._clear_gradients()
+        cycle = self._cycle
+        cycle.check_outside("`perturbed()`")
+        if cycle.phase is _Phase.STEP_DUE and cycle.last_gradient.is_there():
+            raise RuntimeError(
+                "Expected `step()` after a `perturbed()` block, but got a second block. For "
+                "micro-batches, call `backward` on each of them before the block and once more on "
+                "each inside it; to drop a block, clear its gradients."
+            )
+        if first_with_gradient(self.param_groups) is None:
+            raise ValueError(
+                "Expected gradients before a `perturbed()` block, but no parameter has one: call "
+                "`backward` on a loss of this optimizer's parameters first."
+            )
+        with self._moved(Perturbation(*self._to_perturb(self._rhos()), cycle.buckets)):
             yield
-        finally:
-            self._restore(perturbation)
-        self._cycle.awaits_step = True
+        cycle.last_gradient.remember(self.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters of the base optimizer.
@@ -302,7 +313,9 @@ class BalancedSAM(Optimizer):
         """
         self.base_optimizer.zero_grad(set_to_none=set_to_none)
         self._cycle.clearings += 1
-        self._remember_gradient()
+        if self._cycle.phase is _Phase.STEP_DUE:
+            self._cycle.phase = None
+        self._cycle.last_gradient.remember(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it is perturbed with its own or the default ``rho``.
@@ -313,8 +326,7 @@ class BalancedSAM(Optimizer):
         Raises:
             ValueError: If its ``rho`` is negative or not finite.
         """
-        if isinstance(param_group, dict) and "rho" in param_group:
-            check_rho(param_group["rho"])
+        check_rho(param_group.get("rho", 0.0))
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -327,170 +339,177 @@ class BalancedSAM(Optimizer):
         Args:
             state_dict: What ``state_dict()`` returned; groups without ``rho`` keep the present one.
         """
-        rhos = self._rhos()
+        names = ("rho", "initial_rho")
+        present = [{k: group[k] for k in names if k in group} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
-        for group, rho in zip(self.param_groups, rhos, strict=True):
-            group.setdefault("rho", rho)
+        for group, options in zip(self.param_groups, present, strict=True):
+            if "rho" not in group:
+                group.update(options)
+        self._tensors_left_out()  # known in the groups that loading has made
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but hooks and the present cycle."""
-        names = ("base_optimizer", "_unperturbed", "_ascent_context", "_descent_context")
-        return {name: self.__dict__[name] for name in names}
+        names = ("base_optimizer", "_ascent_context", "_descent_context")
+        return {name: self.__dict__[name] for name in names} | {"out": self._tensors_left_out()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`__getstate__` returned."""
+        out = state.pop("out")
         self.__dict__.update(state)
-        self._adopt(state["base_optimizer"])
+        complete(self.base_optimizer)
+        self._adopt(self.base_optimizer, out)
 
-    def _evaluate_twice(
-        self, closure: Closure, ascent_closure: Closure | None, scaler: GradScaler | None
-    ) -> Loss:
-        """Return the loss at w, with the gradients at w + eps in place; once where rho is 0."""
-        if not any(self._rhos()):
-            loss = self._evaluate(closure, nullcontext)
-            zero = torch.zeros_like(_as_scalar(loss))
-            self._cycle.losses = zero, zero
-            return loss
-        if ascent_closure is None:
-            ascent_closure = closure
-        loss = self._evaluate_ascent(ascent_closure)
-        perturbation = self._perturbation()
-        if scaler is not None and self._overflowed(perturbation, scaler):
-            # The scaler finds the broken gradients and backs off. A forward pass would only carry
-            # the overflow into the batch-norm statistics.
-            self._cycle.losses = loss, torch.nan
-            return loss
+    @contextmanager
+    def _whole_cycle(self) -> Iterator[None]:
+        """Begin on cleared gradients, and leave no cycle open, however the block ends."""
+        cycle = self._cycle
+        has_lost, clearings = cycle.last_gradient.others_came(self.param_groups), cycle.clearings
+        self._clear_gradients()
+        cycle.phase, cycle.losses, cycle.returned = _Phase.AT_W, [], None
         try:
-            self._apply(perturbation)
-            self._cycle.losses = loss, self._evaluate(closure, self._descent_context)
+            yield
         finally:
-            self._restore(perturbation)
+            cycle.phase = None
+            cycle.last_gradient.remember(self.param_groups)
+        if has_lost and not cycle.losses:
+            # Lightning hands a closure that does nothing to a step called without one.
+            raise RuntimeError(_STEP_ALONE)
+        # A closure that clears the gradients itself expects none from before to count.
+        if has_lost and cycle.clearings == clearings:
+            self._warn_once(
+                "BalancedSAM.step(closure) clears the gradients that were computed before it. To "
+                "accumulate over micro-batches, loop over them inside the closure."
+            )
+
+    def _evaluate(self, closure: Closure, context: ContextFactory) -> Loss | None:
+        """Call the closure; return its loss, detached, and leave its gradients."""
+        loss: Loss | None = None  # what is left where the context swallows an exception
+        with torch.enable_grad(), context():
+            loss = closure()
+        has_gradient = first_with_gradient(self.param_groups) is not None
+        if loss is None and not has_gradient:
+            return None
+        loss = _check_loss(loss)
+        if not has_gradient:
+            self._warn_once(
+                "BalancedSAM.step(closure) does nothing where the closure leaves no gradient: it "
+                "must call `backward` on a loss of this optimizer's parameters, and return None "
+                "to skip a batch."
+            )
+        self._check_anew(loss)
+        # A copy: a captured graph writes the next loss over this one.
+        loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+        self._cycle.losses.append(loss)
         return loss
 
-    def _evaluate(self, closure: Closure, context: ContextFactory) -> Loss:
-        """Call the closure on cleared gradients; return its loss, detached."""
-        self._clear_gradients()
-        loss: Loss | None = None  # what is left where the context swallows an exception
-        with context():
-            loss = closure()
-        loss = _check_loss(loss)
-        self._check_gradients()
-        # A copy: a captured graph writes the next loss over this one.
-        return loss.detach().clone() if isinstance(loss, Tensor) else loss
+    def _check_anew(self, loss: Loss) -> None:
+        """Warn if both calls of the closure return one tensor."""
+        if isinstance(loss, Tensor) and loss.grad_fn is not None:
+            before, self._cycle.returned = self._cycle.returned, weakref.ref(loss)
+            if before is not None and before() is loss:
+                self._warn_once(
+                    "The closure of BalancedSAM.step returned the same tensor twice: a forward "
+                    "pass outside the closure does not see the perturbation. Compute the loss "
+                    "inside it."
+                )
 
-    def _evaluate_ascent(self, closure: Closure) -> Loss:
-        """Return the loss at w; gradients that the perturbation does not need are not computed."""
-        spared = self._spared()
-        try:
-            for parameter in spared:
-                parameter.requires_grad = False
-            return self._evaluate(closure, self._ascent_context)
-        except RuntimeError as error:
-            if not spared or "does not require grad" not in str(error):
-                raise
-            # A loss, or a part of it, depends on nothing that is perturbed.
-            self._cycle.can_spare = False
-        finally:
-            for parameter in spared:
-                parameter.requires_grad = True
-        return self._evaluate(closure, self._ascent_context)
-
-    def _spared(self) -> list[Tensor]:
-        """Return the parameters whose gradients the first call can do without."""
-        is_whole = not self._unperturbed and all(self._rhos())
-        # In a process group DDP may wait for the gradient of every parameter.
-        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if is_whole or in_group or not self._cycle.can_spare:
-            return []
-        needed = {id(parameter) for parameter, _ in self._parameters_and_rhos()}
-        parameters = (p for group in self.param_groups for p in group["params"])
-        return [p for p in parameters if p.requires_grad and id(p) not in needed]
-
-    def _has_other_gradient(self) -> bool:
-        """Return whether a gradient is at hand that is not from the last step."""
-        gradient, known = self._first_gradient(), self._cycle.known_gradient
-        if gradient is None or known is None:
-            return gradient is not None
-        reference, version = known
-        return reference() is not gradient or gradient._version != version
-
-    def _remember_gradient(self) -> None:
-        """Remember the first gradient at hand, to tell later whether others have come."""
-        gradient = self._first_gradient()
-        known = None if gradient is None else (weakref.ref(gradient), gradient._version)
-        self._cycle.known_gradient = known
-
-    def _overflowed(self, perturbation: Perturbation, scaler: GradScaler) -> bool:
-        """Return whether the gradients at hand have overflowed, on this and every other process."""
+    def _perturbation(self, rhos: list[float], scaler: GradScaler | None) -> Perturbation | None:
+        """Return rho * g / ||g|| of the gradients at hand; None where there is no second pass."""
+        if not any(rhos) or first_with_gradient(self.param_groups) is None:
+            return None
+        perturbation = Perturbation(*self._to_perturb(rhos), self._cycle.buckets)
         # With a context such as `model.no_sync` each process has a gradient of its own. One that
         # skipped the second pass would let the others wait for ever, so none does: where it
         # overflowed the weights stay, and its second gradient tells the others.
         is_own = self._ascent_context is not nullcontext
-        return scaler.is_enabled() and not is_own and not torch.isfinite(perturbation.norm)
+        if scaler is None or not scaler.is_enabled() or is_own or perturbation.norm.isfinite():
+            return perturbation
+        # The scaler finds the broken gradients and backs off. A forward pass would only carry the
+        # overflow into the batch-norm statistics.
+        self._cycle.losses.append(torch.nan)
+        return None
 
-    def _descend(self, scaler: GradScaler | None) -> None:
-        """Let the base optimizer, or the scaler for it, use the gradients at hand."""
-        if scaler is None:
-            self.base_optimizer.step()
-        else:
-            scaler.step(self.base_optimizer)
+    def _to_perturb(self, rhos: list[float]) -> tuple[list[Tensor], list[float]]:
+        """Return every parameter to perturb, and the radius of each."""
+        parameters: list[Tensor] = []
+        radii: list[float] = []
+        out = {id(tensor) for tensor in self._tensors_left_out()}
+        for group, rho in zip(self.param_groups, rhos, strict=True):
+            members = group["params"] if rho else []
+            if out:
+                members = [p for p in members if id(p) not in out]
+            parameters += members
+            # What is maximized is worst where it is smallest.
+            radii += [-rho if group.get("maximize") else rho] * len(members)
+        return parameters, radii
 
-    def _end_manual_cycle(self, closure: Closure | None, scaler: GradScaler | None) -> None:
-        """Take the base step after :meth:`perturbed`; raise if that did not come before."""
-        if self.is_perturbed:
-            raise RuntimeError("Expected `step` after the `perturbed()` block, but got it inside.")
-        had_perturbed_block, self._cycle.awaits_step = self._cycle.awaits_step, False
-        # Lightning hands a closure that returns None to a step called without one.
-        if closure is not None and closure() is not None:
-            raise RuntimeError(
-                "Expected `step()` without a closure after a `perturbed()` block, but got one."
-            )
-        if not had_perturbed_block and any(g.get("lr", 1) != 0 for g in self.param_groups):
-            raise RuntimeError(
-                "Expected `step(closure)`, or `step()` after a `with optimizer.perturbed():` "
-                "block, but got `step()` alone: BalancedSAM evaluates the loss twice a step. Pass "
-                "a closure that computes the loss, calls backward and returns the loss."
-            )
-        self._descend(scaler)
-        self._remember_gradient()
+    def _tensors_left_out(self) -> list[Tensor]:
+        """Return the tensors that are never perturbed."""
+        return [] if self._left_out is None else self._left_out.tensors(self.param_groups)
 
-    def _perturbation(self) -> Perturbation:
-        """Return the perturbation that the gradients at hand define."""
-        perturbation = Perturbation(self._parameters_and_rhos(), self._room)
+    @contextmanager
+    def _moved(self, perturbation: Perturbation) -> Iterator[None]:
+        """Hold the parameters at w + eps, on cleared gradients; put w back bit for bit."""
         if perturbation.has_half_precision:
             self._warn_once(
                 "BalancedSAM perturbs weights stored in 16 bits: most coordinates round back to "
                 "where they were and the perturbation points elsewhere. Keep the weights in "
                 "float32 and use autocast."
             )
-        return perturbation
+        self._clear_gradients()
+        self._cycle.phase = _Phase.PERTURBED
+        try:
+            perturbation.apply()
+            yield
+        finally:
+            self._cycle.phase = None
+            perturbation.restore()
+        self._cycle.phase = _Phase.STEP_DUE
 
-    def _apply(self, perturbation: Perturbation) -> None:
-        """Move the parameters to w + eps."""
-        perturbation.apply()
-        self._cycle.is_perturbed = True
+    def _descend(self, scaler: GradScaler | None, *, unscales: bool = True) -> None:
+        """Let the base optimizer, or the scaler for it, use the gradients at hand, if any."""
+        self._cycle.phase = None
+        if first_with_gradient(self.param_groups) is None:
+            return
+        try:
+            if scaler is None:
+                self.base_optimizer.step()
+                return
+            if unscales:
+                # A fused base would unscale only after the step hooks, which may clip.
+                scaler.unscale_(self.base_optimizer)
+            scaler.step(self.base_optimizer)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                "Expected a base optimizer that takes the gradients as they are, but "
+                f"{type(self.base_optimizer).__name__} differentiates them again, and the weights "
+                "of their graph have been put back since."
+            ) from error
 
-    def _restore(self, perturbation: Perturbation) -> None:
-        """Put w back bit for bit, however far :meth:`_apply` came."""
-        self._cycle.is_perturbed = False
-        perturbation.restore()
-
-    def _parameters_and_rhos(self) -> Iterator[tuple[Tensor, float]]:
-        """Yield every parameter to perturb with its radius."""
-        for i, (group, rho) in enumerate(zip(self.param_groups, self._rhos(), strict=True)):
-            if not rho:
-                continue
-            # What is maximized is worst where it is smallest.
-            radius = -rho if group.get("maximize") else rho
-            for j, parameter in enumerate(group["params"]):
-                if (i, j) not in self._unperturbed:
-                    yield parameter, radius
+    def _end_manual_cycle(self, closure: Closure | None, scaler: GradScaler | None) -> None:
+        """Take the base step after :meth:`perturbed`; raise if that did not come before."""
+        is_due, self._cycle.phase = self._cycle.phase is _Phase.STEP_DUE, None
+        # Lightning hands a closure that returns None to a step called without one.
+        if closure is not None and closure() is not None:
+            raise RuntimeError(
+                "Expected `step()` without a closure after a `perturbed()` block, but got one."
+            )
+        if not is_due and any(group.get("lr", 1) != 0 for group in self.param_groups):
+            raise RuntimeError(_STEP_ALONE)
+        if is_due and first_with_gradient(self.param_groups) is None:
+            self._warn_once(
+                "BalancedSAM.step() does nothing where the `perturbed()` block leaves no gradient: "
+                "call `backward` inside it, and clear no gradient before the step."
+            )
+        self._descend(scaler, unscales=False)
+        self._cycle.last_gradient.remember(self.param_groups)
 
     def _rhos(self) -> list[float]:
         """Return the rho of each group; the default where a checkpoint of the bare base cut it."""
-        return [
-            check_rho(group.setdefault("rho", self.defaults["rho"])) for group in self.param_groups
-        ]
+        rho = self.defaults["rho"]
+        return [check_rho(group.setdefault("rho", rho)) for group in self.param_groups]
 
     def _clear_gradients(self) -> None:
         """Drop the gradients as ``zero_grad`` does, without its marks for the profiler."""
@@ -498,123 +517,35 @@ class BalancedSAM(Optimizer):
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def _first_gradient(self) -> Tensor | None:
-        """Return the first gradient at hand."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    gradient: Tensor = parameter.grad
-                    return gradient
-        return None
-
-    def _check_start(self) -> None:
-        """Raise if the parameters are perturbed; forget a manual cycle that was not ended."""
-        if self.is_perturbed:
-            raise RuntimeError(
-                "Expected the parameters at w, but got a call inside a `perturbed()` block or a "
-                "closure."
-            )
-        self._cycle.awaits_step = False
-
-    def _check_gradients(self) -> None:
-        """Raise if no parameter has a gradient."""
-        if self._first_gradient() is None:
-            raise ValueError(
-                "Expected gradients after the closure, but no parameter has one: the closure must "
-                "call `loss.backward()` on a loss of this optimizer's parameters."
-            )
-
     def _warn_once(self, message: str) -> None:
         """Warn the first time this optimizer has something to say."""
         if message not in self._cycle.warned:
-            self._cycle.warned |= {message}
-            warnings.warn(message, UserWarning, stacklevel=1 + _levels_to_caller())
+            self._cycle.warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def _levels_to_caller() -> int:
-    """Return how far up the stack the line is that called this class, torch's decorators passed."""
-    passed = ("balanced_sam", "torch", "contextlib")
-    frame: FrameType | None = sys._getframe(1)
-    levels = 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in passed:
-        frame = frame.f_back
-        levels += 1
-    return levels
+_STEP_ALONE = (
+    "Expected `step(closure)`, or `step()` after a `with optimizer.perturbed():` block whose "
+    "gradients are still there, but got `step()` alone: BalancedSAM evaluates the loss twice a "
+    "step. Pass a closure that computes the loss, calls backward and returns the loss."
+)
 
 
-def _is_iterable(values: object) -> bool:
-    """Return whether the values can be gone through; an array without dimensions cannot."""
-    try:
-        iter(values)  # type: ignore[call-overload]  # what is no iterable is caught
-    except TypeError:
-        return False
-    return True
-
-
-def _check_base(base: object) -> None:
-    """Raise if ``base`` cannot descend for us."""
-    if not isinstance(base, Optimizer) or isinstance(base, BalancedSAM):
-        raise TypeError(
-            "Expected `base_optimizer` to be, or to return, a plain torch.optim.Optimizer, but got "
-            f"{type(base).__name__}."
-        )
-    if "rho" in base.defaults:
-        raise ValueError(
-            "Expected `base_optimizer` to have no option `rho` yet, but got "
-            f"{type(base).__name__} with rho={base.defaults['rho']}: there it means something "
-            "else, or a BalancedSAM holds this optimizer already."
-        )
-    closure = inspect.signature(base.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise TypeError(
-            "Expected `base_optimizer` to step without a closure, but "
-            f"{type(base).__name__}.step requires one."
-        )
-
-
-def _positions_left_out(params: Iterable[Any], base: Optimizer) -> frozenset[tuple[int, int]]:
-    """Return the (group, index) of each tensor that the base trains and ``params`` leaves out."""
-    tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]
-    for tensor in tensors:
-        if isinstance(tensor, dict):
-            raise ValueError(
-                "Expected `params` to be a flat iterable of tensors beside a built base optimizer, "
-                "but got a group dict: options such as `rho` belong in the base's own groups, or "
-                "pass the optimizer's class in the base's place."
-            )
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"Expected `params` to hold tensors, but got {type(tensor).__name__}.")
-    if not tensors:
-        raise ValueError("Expected `params` to hold at least one tensor, but got none.")
-    trained = {id(p) for group in base.param_groups for p in group["params"]}
-    missing = [t for t in tensors if t.requires_grad and id(t) not in trained]
-    if missing:
-        shapes = ", ".join(str(tuple(t.shape)) for t in missing[:5])
-        raise ValueError(
-            "Expected every trainable tensor in `params` to be one that the base optimizer trains, "
-            f"but got {len(missing)} that it does not, of shapes {shapes}"
-            f"{', ...' if len(missing) > 5 else ''}."
-        )
-    given = {id(t) for t in tensors}
-    if not given & trained:
-        raise ValueError(
-            "Expected `params` to hold tensors that the base optimizer trains, but got "
-            f"{len(tensors)} frozen ones that it does not."
-        )
-    return frozenset(
-        (i, j)
-        for i, group in enumerate(base.param_groups)
-        for j, p in enumerate(group["params"])
-        if id(p) not in given
-    )
+def _check_arguments(closure: object, ascent_closure: object, scaler: object) -> None:
+    """Raise if an argument of ``step`` is of the wrong type."""
+    for name, value in (("closure", closure), ("ascent_closure", ascent_closure)):
+        if value is not None:
+            check_callable(name, value)
+    if scaler is not None:
+        check_type("scaler", scaler, GradScaler)
 
 
 def _check_loss(loss: Loss | None) -> Loss:
     """Return ``loss``; raise if it is not one number."""
-    if isinstance(loss, (int, float)) and not isinstance(loss, bool):
-        return loss
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss
+    if isinstance(loss, numbers.Real) and not isinstance(loss, bool):
+        return float(loss)
     came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
     raise TypeError(
         "Expected a closure that computes the loss, calls backward and returns the loss, one "

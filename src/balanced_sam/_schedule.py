@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from balanced_sam._checks import as_plain, check_number, check_rho
+from balanced_sam._checks import check_rho, check_type
 
 RhoLambda = Callable[[int], float]
 
@@ -25,15 +25,15 @@ class LambdaRho(LRScheduler):
     - every third step: ``lambda t: float(t % 3 == 0)``
 
     It is an ``LRScheduler``, so that trainers accept it beside the learning rate's, but leaves the
-    learning rate alone. A group added later starts from the rho it was added with.
+    learning rate alone. Each group keeps its initial rho under ``initial_rho``, as it keeps
+    ``initial_lr``: in the checkpoint of the optimizer, and for every schedule made later. A group
+    added later starts from the rho it was added with.
 
     Args:
         optimizer: A :class:`BalancedSAM`, or a trainer's wrapper of one.
         rho_lambda: Function from the number of ``step()`` calls so far, 0 at first, to a
             non-negative factor; or one function a group.
-
-    Attributes:
-        base_rhos: The initial rho of each group.
+        last_epoch: The last step of the run that is gone on with; -1 for a new one.
 
     Raises:
         TypeError: If a function cannot be called or returns no number.
@@ -50,47 +50,54 @@ class LambdaRho(LRScheduler):
         0.1
     """
 
-    def __init__(self, optimizer: Optimizer, rho_lambda: RhoLambda | Sequence[RhoLambda]) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                "Expected `optimizer` to be a torch.optim.Optimizer, but got "
-                f"{type(optimizer).__name__}."
-            )
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rho_lambda: RhoLambda | Sequence[RhoLambda],
+        last_epoch: int = -1,
+    ) -> None:
+        check_type("optimizer", optimizer, Optimizer)
         groups = optimizer.param_groups
         if not all("rho" in group for group in groups):
             raise ValueError(
                 "Expected `optimizer` to have a `rho` in every parameter group, as BalancedSAM "
                 f"has, but got {type(optimizer).__name__}."
             )
-        is_one = callable(rho_lambda)
-        if not is_one and not (
-            isinstance(rho_lambda, Sequence) and all(callable(f) for f in rho_lambda)
-        ):
+        rho_lambdas = [rho_lambda] * len(groups) if callable(rho_lambda) else rho_lambda
+        if not (isinstance(rho_lambdas, Sequence) and all(map(callable, rho_lambdas))):
             raise TypeError(
                 "Expected `rho_lambda` to be a function or a sequence of one function a group, but "
                 f"got {rho_lambda!r}."
             )
-        rho_lambdas = [rho_lambda] if callable(rho_lambda) else list(rho_lambda)
-        if not is_one and len(rho_lambdas) != len(groups):
+        if len(rho_lambdas) != len(groups):
             raise ValueError(
                 f"Expected `rho_lambda` to hold one function a group, {len(groups)}, but got "
                 f"{len(rho_lambdas)}."
             )
-        self.rho_lambdas = rho_lambdas
-        self.base_rhos: list[float] = [check_rho(group["rho"]) for group in groups]
-        super().__init__(optimizer)
+        self.rho_lambdas = list(rho_lambdas)
+        for group in groups:
+            # What torch asks for where a run is gone on with; no learning rate is changed here.
+            group.setdefault("initial_lr", group["lr"])
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def base_rhos(self) -> list[float]:
+        """The initial rho of each group that a step of the schedule has met."""
+        groups = self.optimizer.param_groups
+        return [group["initial_rho"] for group in groups if "initial_rho" in group]
 
     def get_lr(self) -> list[float | Tensor]:
         """Set every group's rho for this step; return the learning rates as they are."""
         groups = self.optimizer.param_groups
-        added = [check_rho(group["rho"]) for group in groups[len(self.base_rhos) :]]
-        self.base_rhos = self.base_rhos + added
+        for group in groups:
+            rho = group.setdefault("rho", self.optimizer.defaults["rho"])
+            group.setdefault("initial_rho", check_rho(rho))
         self._set_rho()
         return [group["lr"] for group in groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the initial rhos; the functions themselves are not saved."""
-        state = super().state_dict()
+        state = super().state_dict() | {"base_rhos": self.base_rhos}
         del state["rho_lambdas"]
         return state
 
@@ -103,30 +110,27 @@ class LambdaRho(LRScheduler):
         Raises:
             ValueError: If it is something else.
         """
-        if not isinstance(state_dict, dict) or "base_rhos" not in state_dict:
+        state = dict(state_dict)
+        if "base_rhos" not in state:
             raise ValueError(
                 "Expected `state_dict` to be what `state_dict()` of a LambdaRho returned, but got "
-                f"{state_dict!r}."
+                f"one with {', '.join(state)}."
             )
-        super().load_state_dict(state_dict)
+        initial_rhos = state.pop("base_rhos")
+        super().load_state_dict(state)
+        for group, rho in zip(self.optimizer.param_groups, initial_rhos, strict=False):
+            group["initial_rho"] = rho
         self._set_rho()
 
     def _set_rho(self) -> None:
         """Give every group whose initial rho is known the rho of the present step."""
-        groups = self.optimizer.param_groups
-        for i, (group, base_rho) in enumerate(zip(groups, self.base_rhos, strict=False)):
-            # A single function, and the last of several, also serves the groups added later.
-            factor = self.rho_lambdas[min(i, len(self.rho_lambdas) - 1)](self.last_epoch)
-            number = _check_factor(factor)
-            if not (number >= 0 and base_rho * number < math.inf):
-                raise ValueError(
-                    "Expected `rho_lambda` to return a non-negative, finite factor, but got "
-                    f"{factor} at step {self.last_epoch}."
-                )
-            group["rho"] = base_rho * number
-
-
-def _check_factor(factor: object) -> float:
-    """Return a factor as a float, a condition as 0 or 1; raise if it is no number."""
-    factor = as_plain(factor)
-    return check_number("rho_lambda(step)", int(factor) if isinstance(factor, bool) else factor)
+        for i, group in enumerate(self.optimizer.param_groups):
+            if "initial_rho" in group:
+                # The last function also serves the groups added later.
+                factor = float(self.rho_lambdas[min(i, len(self.rho_lambdas) - 1)](self.last_epoch))
+                if not 0 <= factor < math.inf:
+                    raise ValueError(
+                        "Expected `rho_lambda` to return a non-negative, finite factor, but got "
+                        f"{factor} at step {self.last_epoch}."
+                    )
+                group["rho"] = group["initial_rho"] * factor

@@ -1,0 +1,74 @@
+"""What rests on torch's private names, and what would hide the perturbation and is refused.
+
+Every name that torch marks as its own is in this file alone, with the versions it was seen in.
+"""
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.nn.utils import parametrize
+
+not_traced = _disable_dynamo  # 2.6 to 2.14; `torch.compiler.disable` would import Dynamo at once
+
+# 2.6 to 2.14. Torch lists them in its documentation as a beta.
+foreach_add_ = torch._foreach_add_
+foreach_clone = torch._foreach_clone
+foreach_copy_ = torch._foreach_copy_
+foreach_mul = torch._foreach_mul
+foreach_mul_ = torch._foreach_mul_
+foreach_norm = torch._foreach_norm
+
+# 2.6 to 2.14: the attributes in which an optimizer keeps its hooks.
+HOOKS = tuple(
+    f"_optimizer_{event}_{time}_hooks"
+    for event in ("step", "state_dict", "load_state_dict")
+    for time in ("pre", "post")
+)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that every write to the tensor changes."""
+    return tensor._version  # 2.6 to 2.14
+
+
+def check_not_flattened(parameter: Tensor) -> None:
+    """Raise if the parameter is one that the older FSDP flattened."""
+    if getattr(parameter, "_fsdp_flattened", False):  # 2.6 to 2.14
+        raise TypeError(
+            "Expected parameters sharded by FSDP2 (`fully_shard`), but got some that "
+            "`FullyShardedDataParallel` flattened: each process would perturb along its own "
+            "shard's norm."
+        )
+
+
+def check_no_parametrization_cache() -> None:
+    """Raise inside ``parametrize.cached()``: the second pass would see the first one's weights."""
+    if parametrize._cache_enabled:  # 2.6 to 2.14
+        raise RuntimeError(
+            "Expected the step to run outside `torch.nn.utils.parametrize.cached()`, whose cached "
+            "weights hide the perturbation. Open it inside the closure instead."
+        )
+
+
+def check_resharded(parameters: Iterable[Tensor]) -> None:
+    """Raise where FSDP2 holds gathered weights, which the second pass would take for its own."""
+    # Read, not imported: it is there if something is sharded. Nothing public leads from a sharded
+    # parameter to its module.
+    states = sys.modules.get("torch.distributed._composable_state")  # 2.6 to 2.14
+    if states is None:
+        return
+    ours = {id(parameter) for parameter in parameters}
+    for reference in getattr(states, "_module_state_mapping", {}).values():  # 2.6 to 2.14
+        state = reference()
+        one = getattr(state, "_fsdp_param_group", None)  # 2.6 to 2.12: one group or none
+        for group in getattr(state, "_fsdp_param_groups", [one] if one else []):  # 2.13, 2.14
+            if group.is_unsharded and any(id(p.sharded_param) in ours for p in group.fsdp_params):
+                raise RuntimeError(
+                    "Expected FSDP2 to have resharded the weights after the first pass, but some "
+                    "are still gathered and would hide the perturbation: leave "
+                    "`set_reshard_after_backward` on in the last backward pass, and call "
+                    "`model.reshard()` after a forward pass that no backward pass follows."
+                )
