@@ -79,7 +79,7 @@ def face_dataset(
         load=partial(load, table=table),
         write_miniature=partial(write_miniature, table=table, image_path=image_path),
         published=published,
-        ours="TERM's tilt and the radii of the cheaper variants of BSAM; not tuned on this data",
+        ours="TERM's tilt and the radius of BSAM's cheaper variant; not tuned on this data",
         augmentation=_augmentation,
         download=download,
         check=partial(check, counts=per_year, regions=regions),

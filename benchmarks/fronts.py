@@ -10,7 +10,7 @@ from benchmarks.comparisons import Records, common_seeds, difference
 from benchmarks.registry import get_dataset
 from benchmarks.store import COMMITTED, read_records
 
-METHODS = ("sqinv", "sqinv_twice", "bsam", "bsam_quarter", "bsam_norm", "bsam_norm_quarter")
+METHODS = ("sqinv", "sqinv_twice", "bsam", "bsam_quarter")
 REFERENCE = "bsam"
 VARIANTS = METHODS[METHODS.index(REFERENCE) + 1 :]
 HALF = "half"

@@ -10,12 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from balanced_sam import (
-    BalancedSAM,
-    LambdaRho,
-    frozen_running_stats,
-    normalization_parameters,
-)
+from balanced_sam import BalancedSAM, LambdaRho, frozen_running_stats
 from benchmarks.protocol import Recipe
 
 OptimizerAndSchedules = tuple[Optimizer, list[LRScheduler]]
@@ -51,7 +46,6 @@ def balanced_sam(
     unweighted_descent: bool = False,
     clean_statistics: bool = False,
     drawn_ascent: bool = False,
-    only_normalization: bool = False,
     rho: str = "rho",
 ) -> OptimizerAndSchedules:
     """BalancedSAM over the recipe's optimizer; rho grows to its value at the start.
@@ -64,7 +58,6 @@ def balanced_sam(
         unweighted_descent: Leave them out in the second.
         clean_statistics: Take the BatchNorm statistics of the first pass alone.
         drawn_ascent: Take a part of the batch, drawn by weight, in the first pass.
-        only_normalization: Perturb the normalisation layers alone.
         rho: Which entry of the recipe is the radius.
     """
     contexts: dict[str, Any] = {}
@@ -76,11 +69,12 @@ def balanced_sam(
         contexts["descent_context"] = partial(frozen_running_stats, network)
     if drawn_ascent:
         contexts["ascent_context"] = partial(_drawing, network, objective)
-    base_optimizer = BASES[recipe.optimizer](recipe)(_groups(network, objective))
-    perturbed = [p for group in base_optimizer.param_groups for p in group["params"]]
-    if only_normalization:
-        perturbed = normalization_parameters(network)
-    optimizer = BalancedSAM(perturbed, base_optimizer, rho=getattr(recipe, rho), **contexts)
+    optimizer = BalancedSAM(
+        _groups(network, objective),
+        BASES[recipe.optimizer](recipe),
+        rho=getattr(recipe, rho),
+        **contexts,
+    )
     warmup = LambdaRho(optimizer, partial(_warmup, epochs=recipe.rho_warmup_epochs))
     return optimizer, [_schedule(optimizer, recipe), warmup]
 

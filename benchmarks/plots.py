@@ -34,8 +34,6 @@ COLORS = {
     "sam": "#56B4E9",
     "bsam": "#D55E00",
     "bsam_quarter": "#009E73",
-    "bsam_norm": "#CC79A7",
-    "bsam_norm_quarter": "#0072B2",
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 REGION_TITLES = {"All": "All targets", "Few": "Few-shot targets"}

@@ -26,10 +26,6 @@ class Recipe:
     """Tilt of TERM."""
     rho_quarter: float = 0.05
     """Radius where the first pass has a quarter of the batch."""
-    rho_norm: float = 1.0
-    """Radius where only the normalisation layers are perturbed."""
-    rho_norm_quarter: float = 1.0
-    """Radius of both."""
     rho_warmup_epochs: int = 0
     """Epochs over which rho grows linearly to its value."""
     momentum: float = 0.9
@@ -61,16 +57,7 @@ class Recipe:
 
 CONSTANTS = frozenset(
     {
-        *(
-            "rho",
-            "rho_quarter",
-            "rho_norm",
-            "rho_norm_quarter",
-            "rho_warmup_epochs",
-            "term_t",
-            "retrain_epochs",
-            "retrain_lr",
-        ),
+        *("rho", "rho_quarter", "rho_warmup_epochs", "term_t", "retrain_epochs", "retrain_lr"),
         *("balanced_mse_epochs", "balanced_mse_lr", "noise_sigma", "noise_sigma_lr"),
         "mixture_components",
     }

@@ -33,7 +33,7 @@ def resolved_recipe(dataset: Dataset, *, changes: dict[str, Any], normalized: bo
     for name in ("epochs", "batch_size", "retrain_epochs"):
         if changes.get(name, 1) < 1:
             raise ValueError(f"Expected {name} to be at least 1, but got {changes[name]}.")
-    for name in ("rho", "rho_quarter", "rho_norm", "rho_norm_quarter"):
+    for name in ("rho", "rho_quarter"):
         if changes.get(name, 0) < 0:
             raise ValueError(f"Expected {name} to be non-negative, but got {changes[name]}.")
     recipe = normalize(dataset.recipe, dataset.mean_weight) if normalized else dataset.recipe

@@ -20,8 +20,7 @@ ALL_REGIONS = ("All", *REGIONS)
 ORDER = (
     *("vanilla", "inv", "sqinv", "sqinv_twice", "lds", "focal_r", "rrt", "term"),
     *("balanced_mse_gai", "balanced_mse_bmc", "sam", "bsam", "bsam_ascent_only"),
-    *("bsam_descent_only", "bsam_clean_statistics", "bsam_inv"),
-    *("bsam_quarter", "bsam_norm", "bsam_norm_quarter"),
+    *("bsam_descent_only", "bsam_clean_statistics", "bsam_inv", "bsam_quarter"),
 )
 REFERENCES = ("vanilla", "sqinv")
 CLAIMS = (

@@ -371,8 +371,8 @@ DATASET = Dataset(
     write_miniature=write_miniature,
     published="nyud2_dir",
     ours=(
-        "rho, also of BSAM's variants, and TERM's tilt, not tuned on this data; the weights of "
-        "BSAM (SQINV in both passes); three epochs for RRT's head; the rooms held out for "
+        "rho, also of BSAM's cheaper variant, and TERM's tilt, not tuned on this data; the weights "
+        "of BSAM (SQINV in both passes); three epochs for RRT's head; the rooms held out for "
         "validation; the encoder starts from the ImageNet weights of microsoft/resnet-50, not from "
         "those of the benchmark code; a rotated map keeps the nearest depth"
     ),

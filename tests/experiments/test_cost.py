@@ -20,7 +20,7 @@ SELECTIONS = ("best_validation", "last_epoch")
 
 def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_path: Path) -> None:
     rotated_digits.write_miniature(tmp_path / "data")
-    command = ["cost", "rotated_digits", "rrt", "bsam", "bsam_norm_quarter", "sqinv_twice"]
+    command = ["cost", "rotated_digits", "rrt", "bsam", "bsam_quarter", "sqinv_twice"]
     command += ["--data", str(tmp_path / "data"), "--records", str(tmp_path)]
     main([*command, "--batch-size", "512", "--steps", "1", "--rounds", "2"])
     record = json.loads((tmp_path / "rotated_digits" / "cost.json").read_text())
@@ -30,7 +30,7 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
         "sqinv": 1,
         "rrt": 1 + recipe.retrain_epochs / recipe.epochs,
         "bsam": 2,
-        "bsam_norm_quarter": 1.25,
+        "bsam_quarter": 1.25,
         "sqinv_twice": 2,
     }
     assert record["batch_size"] == 512

@@ -261,7 +261,7 @@ def test_normalized_is_no_entry_to_set() -> None:
         ({"epochs": 0}, "epochs to be at least 1, but got 0"),
         ({"batch_size": -1}, "batch_size to be at least 1, but got -1"),
         ({"rho": -0.1}, "rho to be non-negative, but got -0.1"),
-        ({"rho_norm": -0.1}, "rho_norm to be non-negative, but got -0.1"),
+        ({"rho_quarter": -0.1}, "rho_quarter to be non-negative, but got -0.1"),
         ({"epoch": 1}, r"entries of the recipe .*epochs.* but got \['epoch'\]"),
     ],
 )
