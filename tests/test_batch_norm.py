@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -384,6 +385,30 @@ def test_descent_context_does_not_change_the_weights_a_step_leads_to() -> None:
             optimizer.step(make_closure(model, optimizer))
     first, second = (dict(model.named_parameters()) for model in models)
     assert_same(first, second)
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["frozen_running_stats", "as it is"])
+def test_ascent_on_a_sub_batch_leaves_the_running_statistics(keeps: bool) -> None:
+    """With ``frozen_running_stats`` around the first pass they are those of the whole batch."""
+    model = make_network()
+    twin = copy.deepcopy(model)
+    optimizer = BalancedSAM(
+        # What comes after all normalization is perturbed alone.
+        model[6].parameters(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        rho=0.5,
+        ascent_context=partial(frozen_running_stats, model) if keeps else nullcontext,
+    )
+
+    def ascent_closure() -> Tensor:
+        loss = model(100 * make_inputs((2, 3), seed=1)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(make_closure(model, optimizer), ascent_closure=ascent_closure)
+    twin(make_inputs((6, 3)))
+    assert model[1].num_batches_tracked == (1 if keeps else 2)
+    assert torch.equal(model[1].running_mean, twin[1].running_mean) == keeps
 
 
 def test_step_of_one_pass_updates_statistics_once_though_the_context_is_given() -> None:

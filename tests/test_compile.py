@@ -16,7 +16,6 @@ from balanced_sam import (
     TargetBins,
     TargetWeights,
     frozen_running_stats,
-    normalization_parameters,
     weighted_mean,
 )
 
@@ -93,21 +92,6 @@ def test_compiled_model_takes_the_steps_of_the_eager_one_in_one_graph(backend: s
     run.forward = torch.compile(run.network, backend=counter)
     assert_same(run.train(), Run().train())
     assert counter.frame_count == 1
-
-
-@every_backend
-def test_compiled_model_has_a_graph_for_each_pass_where_the_first_is_spared(backend: str) -> None:
-    counter = CompileCounterWithBackend(backend)
-    trained = []
-    for compiles in (True, False):
-        run = Run()
-        base = SGD(run.network.parameters(), lr=0.1, momentum=0.9)
-        run.optimizer = BalancedSAM(normalization_parameters(run.network), base, rho=0.3)
-        if compiles:
-            run.forward = torch.compile(run.network, backend=counter)
-        trained.append(run.train())
-    assert_same(*trained)
-    assert counter.frame_count == 2
 
 
 @every_backend

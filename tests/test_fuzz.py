@@ -34,7 +34,6 @@ from balanced_sam import (
     geometric_mean_error,
     inverse_weights,
     mean_absolute_error,
-    normalization_parameters,
     region_report,
     root_mean_squared_error,
     smooth_counts,
@@ -499,13 +498,6 @@ ENTRIES: dict[str, Entry] = {
         lambda weights, counts, clip: assert_equal(weights, raw_weights(counts, -1.0, clip)),
     ),
     "mean_absolute_error": Entry(mean_absolute_error, PAIR, partial(check_error, mae)),
-    "normalization_parameters": Entry(
-        normalization_parameters,
-        {"module": nn.BatchNorm1d(2)},
-        lambda found, module: assert_equal(
-            torch.tensor(len(found)), len(list(module.parameters()))
-        ),
-    ),
     "region_report": Entry(region_report, {**PAIR, "regions": REGIONS}, check_report),
     "root_mean_squared_error": Entry(root_mean_squared_error, PAIR, partial(check_error, rmse)),
     "smooth_counts": Entry(

@@ -12,7 +12,6 @@ from balanced_sam._metrics import (
     root_mean_squared_error,
     threshold_accuracy,
 )
-from balanced_sam._normalization import normalization_parameters
 from balanced_sam._optimizer import BalancedSAM
 from balanced_sam._regions import ShotRegions
 from balanced_sam._sampling import draw_balanced
@@ -37,7 +36,6 @@ __all__ = [
     "geometric_mean_error",
     "inverse_weights",
     "mean_absolute_error",
-    "normalization_parameters",
     "region_report",
     "root_mean_squared_error",
     "smooth_counts",
