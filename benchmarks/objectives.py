@@ -44,8 +44,10 @@ class WeightedLoss(nn.Module):
         return weighted_mean(losses, weights)
 
     def draw(self, targets: Tensor) -> Tensor:
-        """Return the indices of a quarter of the samples, drawn by weight."""
-        return draw_balanced(_of_samples(self.weights(targets)), -(-len(targets) // 4))
+        """Return the indices of a quarter of the samples, rounded up, drawn by weight."""
+        # BatchNorm refuses a single sample.
+        size = min(len(targets), max(2, -(-len(targets) // 4)))
+        return draw_balanced(_of_samples(self.weights(targets)), size)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:

@@ -632,24 +632,33 @@ def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
 
 
-def test_bsam_quarter_takes_a_quarter_of_the_batch_in_its_first_pass() -> None:
+@pytest.mark.parametrize(
+    ("size", "quarter"), [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (53, 14), (64, 16)]
+)
+def test_bsam_quarter_takes_a_quarter_of_any_batch_in_its_first_pass(
+    size: int, quarter: int
+) -> None:
     torch.manual_seed(0)
     (stage,) = bsam_quarter.METHOD.stages(RECIPE)
-    network, loss = small_network(), make(stage.objective)
+    network, loss, batch = small_network(), make(stage.objective), TARGETS[-size:]
+    if size == 1:
+        # BatchNorm itself refuses a single sample.
+        del network[1]
     optimizer, _ = stage.optimizers(network, RECIPE, loss)
     assert optimizer.param_groups[0]["rho"] == RECIPE.rho_quarter
     sizes = []
 
     def closure() -> Tensor:
-        targets = TARGETS[loss.draw(TARGETS)] if loss.draws else TARGETS
+        targets = batch[loss.draw(batch)] if loss.draws else batch
         sizes.append(len(targets))
         error: Tensor = loss(network(targets[:, None].float()), targets)
         error.backward()
         return error
 
     optimizer.step(closure)
-    assert sizes == [len(TARGETS) // 4, len(TARGETS)]
-    assert network[1].num_batches_tracked == 1
+    assert sizes == [quarter, size]
+    # The small batch stays out of the running statistics.
+    assert size == 1 or network[1].num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("method", [focal_r.METHOD, term.METHOD, lds.METHOD])

@@ -1,11 +1,15 @@
 """The documentation: every public name has its entry, every page its place, every block is run."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import balanced_sam
+from balanced_sam import TargetBins, TargetWeights
 
 DOCS = Path(__file__).parents[2] / "docs"
 MADE = {"_build", "generated"}
@@ -71,6 +75,33 @@ def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     other |= {"{glossary}", "{grid}", "{grid-item-card}", "{tab-set}", "{tab-item}", "sh"}
     directives = {fence.split("}")[0] + "}" if fence.startswith("{") else fence for fence in fences}
     assert directives <= run | other
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_first_pass_on_a_quarter_as_shown_takes_any_last_batch(size: int) -> None:
+    text = (DOCS / "use.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\{testcode\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if "def ascent_closure" in block)
+    torch.manual_seed(0)
+    inputs, targets = torch.rand(size, 3), 10 * torch.rand(size)
+    # BatchNorm itself refuses a single sample.
+    normalization = nn.BatchNorm1d(8) if size > 1 else nn.Identity()
+    model = nn.Sequential(nn.Linear(3, 8), normalization, nn.Linear(8, 1), nn.Flatten(0))
+    sizes = []
+    model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+
+    def closure() -> Tensor:
+        loss = (model(inputs) - targets).abs().mean()
+        loss.backward()
+        return loss
+
+    names = {name: getattr(balanced_sam, name) for name in balanced_sam.__all__}
+    names |= {"torch": torch, "partial": partial, "model": model, "closure": closure}
+    names |= {"inputs": inputs, "targets": targets}
+    names["weights"] = TargetWeights.from_targets(targets, TargetBins.uniform(0, 10, width=1))
+    names["make_base"] = lambda: torch.optim.SGD(model.parameters(), lr=0.05)
+    exec(code, names)
+    assert sizes == [min(size, 2), size]
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("inventories/*.txt")), ids=lambda path: path.stem)
