@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from balanced_sam import TargetWeights, draw_balanced, smooth_counts, weighted_mean
+from balanced_sam import TargetWeights, smooth_counts, weighted_mean
 from benchmarks.protocol import Dataset, Objective, Recipe, Splits
 
 
@@ -47,7 +47,7 @@ class WeightedLoss(nn.Module):
         """Return the indices of a quarter of the samples, rounded up, drawn by weight."""
         # BatchNorm refuses a single sample.
         size = min(len(targets), max(2, -(-len(targets) // 4)))
-        return draw_balanced(_of_samples(self.weights(targets)), size)
+        return torch.multinomial(_of_samples(self.weights(targets)), size)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:

@@ -29,7 +29,6 @@ from balanced_sam import (
     TargetBins,
     TargetWeights,
     balanced_mean_absolute_error,
-    draw_balanced,
     frozen_running_stats,
     geometric_mean_error,
     inverse_weights,
@@ -323,12 +322,6 @@ def check_frozen(_: None, module: Any) -> None:
     assert isinstance(module, nn.Module)
 
 
-def check_drawn(drawn: Tensor, weights: Tensor, size: int, generator: Any) -> None:
-    assert drawn.shape == (size,)
-    assert drawn.unique().numel() == size
-    assert int(drawn.max()) < weights.numel()
-
-
 def enter(module: Any) -> None:
     with frozen_running_stats(module):
         pass
@@ -484,11 +477,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "balanced_mean_absolute_error": Entry(
         balanced_mean_absolute_error, {**PAIR, "bins": BINS}, check_bmae
-    ),
-    "draw_balanced": Entry(
-        draw_balanced,
-        {"weights": torch.tensor([1.0, 2.0, 3.0]), "size": 2, "generator": None},
-        check_drawn,
     ),
     "frozen_running_stats": Entry(enter, {"module": nn.BatchNorm1d(2)}, check_frozen),
     "geometric_mean_error": Entry(geometric_mean_error, PAIR, partial(check_error, gm)),

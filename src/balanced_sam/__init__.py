@@ -14,7 +14,6 @@ from balanced_sam._metrics import (
 )
 from balanced_sam._optimizer import BalancedSAM
 from balanced_sam._regions import ShotRegions
-from balanced_sam._sampling import draw_balanced
 from balanced_sam._schedule import LambdaRho
 from balanced_sam._weights import (
     TargetWeights,
@@ -31,7 +30,6 @@ __all__ = [
     "TargetBins",
     "TargetWeights",
     "balanced_mean_absolute_error",
-    "draw_balanced",
     "frozen_running_stats",
     "geometric_mean_error",
     "inverse_weights",
