@@ -95,6 +95,9 @@ def measure(
     """
     contenders, is_gpu = available(), device.type == "cuda"
     load_before = os.getloadavg()
+    checks = gpu.checks() if is_gpu else {}
+    # How long a replay takes says nothing where it is not a step.
+    capture = gpu.captured if checks.get(gpu.CAPTURE_CHECK) == "passed" else None
     shapes = {name: shapes_of(WORKLOADS[name].network()) for name in parts}
     counts = {name: all_counts(shapes[name], contenders) for name in tqdm(parts, "counts")}
     measured = partial(sam_part, contenders=contenders, device=device, seconds=seconds)
@@ -112,7 +115,6 @@ def measure(
         )
     whole_steps: dict[str, Any] = {}
     for case in tqdm(cases, "whole steps"):
-        capture = gpu.captured if is_gpu else None
         rounds = whole_step(case, contenders, device=device, seconds=seconds, capture=capture)
         whole_steps[str(case)] = figures.of_whole_step(rounds) | {"seconds": _rounded(rounds)}
     record = facts(device) | {
@@ -125,7 +127,7 @@ def measure(
         "whole_step": whole_steps,
         "counts": counts,
         "launches": {name: gpu.counts(shapes[name], contenders) for name in parts if is_gpu},
-        "checks": gpu.checks() if is_gpu else {},
+        "checks": checks,
     }
     record["larger"] = figures.larger(record)
     return record | {"goals": figures.goals(record)}

@@ -25,6 +25,7 @@ NOT_RUN = (
 )
 """What is left out where there is no GPU."""
 DEVICE = torch.device("cuda")
+CAPTURE_CHECK = "captured steps equal eager ones"
 
 
 def captured(step: Work) -> Work:
@@ -51,7 +52,7 @@ def checks() -> dict[str, str]:
         for name, make in {"SGD": make_base, "AdamW": AdamW}.items()
         for precision in ("float32", "bfloat16")
     }
-    return found | {"captured steps equal eager ones": _outcome(check_captured)}
+    return found | {CAPTURE_CHECK: _outcome(check_captured)}
 
 
 def check_no_synchronisation(name: str, make: Callable[..., Optimizer], precision: str) -> None:

@@ -55,12 +55,16 @@ class Residual(nn.Sequential):
 
 
 class VisionTransformer(nn.Module):
-    """A ViT-B/16 and a linear layer."""
+    """A ViT and a linear layer.
 
-    def __init__(self) -> None:
+    Args:
+        config: Its settings; where nothing is said they are those of a ViT-B/16.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.encoder = ViTModel(ViTConfig(), add_pooling_layer=False)
-        self.head = nn.Linear(768, 1)
+        self.encoder = ViTModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(config.hidden_size, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return one number an image."""
@@ -87,7 +91,7 @@ WORKLOADS = {
     "resnet50": Workload(
         lambda: AgeNetwork(resnet50(pretrained=False)), (4, 3, 64, 64), (64, 3, 224, 224)
     ),
-    "vit_b": Workload(VisionTransformer, (2, 3, 224, 224), (64, 3, 224, 224)),
+    "vit_b": Workload(lambda: VisionTransformer(ViTConfig()), (2, 3, 224, 224), (64, 3, 224, 224)),
 }
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
