@@ -14,11 +14,18 @@ INT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 
 
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """Return the value in ``dtype``."""
+    return torch.tensor(value, dtype=dtype).item()
+
+
 @st.composite
 def bins(draw: st.DrawFn, *, max_bins: int = 12) -> TargetBins:
-    """Bins with arbitrary edges between -100 and 100."""
+    """Bins with edges between -100 and 100, arbitrary but apart in every dtype."""
     edges = st.floats(-100, 100, allow_subnormal=False) | st.integers(-100, 100).map(float)
-    drawn = draw(st.lists(edges, min_size=2, max_size=max_bins + 1, unique=True))
+    # float32 and float64 tell apart what these do.
+    apart = (lambda edge: rounded(edge, torch.float16), lambda edge: rounded(edge, torch.bfloat16))
+    drawn = draw(st.lists(edges, min_size=2, max_size=max_bins + 1, unique_by=apart))
     return TargetBins(sorted(drawn))
 
 

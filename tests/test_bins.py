@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -14,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from balanced_sam import TargetBins
+from balanced_sam import (
+    ShotRegions,
+    TargetBins,
+    TargetWeights,
+    balanced_mean_absolute_error,
+    region_report,
+)
 
 
 def searchsorted(bins: TargetBins, targets: Tensor) -> np.ndarray:
@@ -22,6 +29,12 @@ def searchsorted(bins: TargetBins, targets: Tensor) -> np.ndarray:
     edges = bins.edges.to(targets.dtype) if targets.is_floating_point() else bins.edges
     interior = edges[1:-1].to(torch.float64).numpy()
     return np.searchsorted(interior, targets.to(torch.float64).numpy(), side="right")
+
+
+def merged(bins: TargetBins, dtype: torch.dtype) -> int:
+    """Return how many edges torch converts to the same value as the edge before."""
+    edges = bins.edges.to(dtype)
+    return int((edges[1:] == edges[:-1]).sum())
 
 
 @pytest.fixture
@@ -72,6 +85,93 @@ def test_index_of_the_value_before_an_edge_is_the_bin_on_the_left(dtype: torch.d
 def test_index_puts_outside_values_into_the_end_bins(dtype: torch.dtype) -> None:
     targets = torch.tensor([-float("inf"), -1e4, -0.1, 3.0, 1e4, float("inf")], dtype=dtype)
     assert TargetBins([0, 1, 2, 3]).index(targets).tolist() == [0, 0, 0, 2, 2, 2]
+
+
+# Near a tie between two float16 or bfloat16 numbers, which torch rounds twice; then beyond float16.
+CLOSE_EDGES = [1 + j * 2.0**-11 + k * 2.0**-30 for j in range(-9, 10) for k in (-1, 0, 1)]
+CLOSE_EDGES += [0.0, 5e-324, 1e-45, 2e-45, 6e-8, 9e-8, 65_504, 65_519, 65_521, 1e5, 1e39, 1e40]
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES, ids=str)
+@settings(max_examples=200, deadline=None)
+@given(edges=st.lists(st.sampled_from(CLOSE_EDGES), min_size=2, unique=True).map(sorted))
+def test_index_is_refused_exactly_where_the_dtype_merges_edges(
+    dtype: torch.dtype, edges: list[float]
+) -> None:
+    bins, targets = TargetBins(edges), torch.ones(1, dtype=dtype)
+    if count := merged(bins, dtype):
+        with pytest.raises(ValueError, match=f"{dtype}, in which {count} of {len(edges)} edges"):
+            bins.index(targets)
+    else:
+        assert bins.index(bins.edges[:-1].to(dtype)).tolist() == list(range(len(bins)))
+
+
+MINUTES = TargetBins.uniform(1_700_000_040, 1_700_086_440, width=60)
+WHOLE = TargetBins.uniform(0, 2000, width=1)
+
+
+@pytest.mark.parametrize(
+    ("bins", "dtype", "count"),
+    [
+        (MINUTES, torch.float32, 765),
+        (WHOLE, torch.bfloat16, 1366),
+        (TargetBins.uniform(0, 100_000, width=1000), torch.float16, 34),
+        # Targets of the first bin would all be counted in the second.
+        (TargetBins([1, 1 + 1e-9, 2]), torch.float32, 1),
+    ],
+    ids=["minutes", "0 to 2000", "beyond float16", "the first bin"],
+)
+def test_index_by_edges_that_the_dtype_merges_is_refused_each_time(
+    bins: TargetBins, dtype: torch.dtype, count: int
+) -> None:
+    message = re.escape(
+        f"Expected `targets` in a dtype that tells the edges of {bins} apart, but got {dtype}, in "
+        f"which {count} of {len(bins) + 1} edges equal the one before. Keep the targets in "
+        "torch.float64, or take wider bins."
+    )
+    bins.index(torch.ones(1, dtype=torch.float64))
+    for device in ("cpu", "cpu", "meta"):  # A meta tensor has no values: nothing is read.
+        with pytest.raises(ValueError, match=message):
+            bins.index(torch.ones(1, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        WHOLE.counts,
+        lambda targets: TargetWeights.from_targets(targets, WHOLE),
+        TargetWeights.from_counts(WHOLE, torch.ones(2000)),
+        lambda targets: ShotRegions(WHOLE, ["few"] * 2000).mask(targets, "few"),
+        lambda targets: region_report(targets, targets, ShotRegions(WHOLE, ["few"] * 2000)),
+        lambda targets: balanced_mean_absolute_error(targets, targets, bins=WHOLE),
+    ],
+    ids=["counts", "fit", "weights", "mask", "report", "bMAE"],
+)
+def test_whatever_takes_targets_refuses_a_dtype_that_merges_edges(
+    use: Callable[[Tensor], object],
+) -> None:
+    with pytest.raises(ValueError, match=r"but got torch.bfloat16, in which 1366 of 2001 edges"):
+        use(torch.ones(2, dtype=torch.bfloat16))
+    use(torch.ones(2))
+
+
+def test_compiled_index_tells_edges_apart_as_the_eager_one_does() -> None:
+    def index(targets: Tensor) -> Tensor:
+        return bins.index(targets)
+
+    compiled = torch.compile(index, backend="eager", fullgraph=True)
+    bins = TargetBins.uniform(0, 300, width=1)
+    assert compiled(torch.tensor([0.5, 299.0])).tolist() == [0, 299]
+    with pytest.raises(ValueError, match=r"torch\.bfloat16, in which 22 of 301 edges"):
+        torch.compile(index, backend="eager")(torch.ones(1, dtype=torch.bfloat16))
+
+
+def test_integer_targets_are_compared_exactly() -> None:
+    # float64 does not hold every whole number of this size, float32 not those beside 2**24.
+    edge = 2**60
+    bins = TargetBins([0, 2**24, 2**24 + 1.5, edge, 2.0**62, 1e300])
+    targets = torch.tensor([2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, edge - 1, edge, 2**63 - 2])
+    assert bins.index(targets).tolist() == [0, 1, 1, 2, 2, 3, 4]
 
 
 def test_index_of_one_bin_is_always_zero() -> None:

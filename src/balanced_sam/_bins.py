@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ class TargetBins:
     r"""Cut the target range into left-closed intervals :math:`b_k = [e_k, e_{k+1})`.
 
     Float targets need no rounding: the edges are compared in the targets' own dtype, so that the
-    float32 value ``0.7`` lies in the bin that starts at ``0.7``. Values outside the range belong to
-    the first or the last bin.
+    float32 value ``0.7`` lies in the bin that starts at ``0.7``. Bins too fine for that dtype, such
+    as the minutes of a timestamp in float32, are an error where they meet the targets. Values
+    outside the range belong to the first or the last bin.
 
     Args:
         edges: The ``B + 1`` edges, finite and strictly increasing, in target units.
@@ -54,12 +56,18 @@ class TargetBins:
             raise ValueError(
                 f"Expected `edges` to hold at least two numbers, but got {len(self._edges)}."
             )
-        for left, right in zip(self._edges, self._edges[1:], strict=False):
+        for left, right in pairwise(self._edges):
             if not (math.isfinite(left) and math.isfinite(right) and left < right):
                 raise ValueError(
                     "Expected `edges` to be finite and strictly increasing, but got "
                     f"{left} before {right}."
                 )
+        # How many edges equal the one before in a dtype: counted once and on the host, so that
+        # `index` waits for no device and can be traced.
+        self._merged = {
+            dtype: len(self._edges) - len(set(self.edges.to(dtype).tolist()))
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        }
         # The interior edges as tensors, one a (device, dtype) met so far: a later `index` on that
         # device copies nothing from the host.
         self._interior: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -128,10 +136,11 @@ class TargetBins:
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
+            ValueError: If the dtype of ``targets`` does not tell all edges apart.
         """
         check_real("targets", targets)
         if not targets.is_floating_point():
-            targets = targets.to(torch.float64 if targets.device.type != "mps" else torch.float32)
+            targets = targets.to(torch.int64)
         # Made contiguous because bucketize warns of the copy that it would make itself.
         targets = targets.detach().contiguous()
         return torch.bucketize(targets, self._interior_edges(targets), right=True)
@@ -146,7 +155,8 @@ class TargetBins:
             Number of targets per bin, shape ``(B,)``, int64.
 
         Raises:
-            ValueError: If ``targets`` is empty or holds NaN or infinity.
+            ValueError: If ``targets`` is empty or holds NaN or infinity, or its dtype does not tell
+                all edges apart.
         """
         check_finite("targets", targets)
         return torch.bincount(self.index(targets).flatten(), minlength=len(self))
@@ -156,11 +166,26 @@ class TargetBins:
         key = (targets.device, targets.dtype)
         if key in self._interior:
             return self._interior[key]
-        interior = self.edges[1:-1].to(targets.dtype).to(targets.device)
+        interior = self._interior_in(targets.dtype).to(targets.device)
         # torch.export traces with a subclass of Tensor, which must not outlive the trace.
         if type(targets) is Tensor:
             self._interior[key] = interior
         return interior
+
+    def _interior_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the interior edges in ``dtype``, on the CPU; raise if some fall together there."""
+        if merged := self._merged.get(dtype, 0):
+            raise ValueError(
+                f"Expected `targets` in a dtype that tells the edges of {self} apart, but got "
+                f"{dtype}, in which {merged} of {len(self) + 1} edges equal the one before. Keep "
+                "the targets in torch.float64, or take wider bins."
+            )
+        interior = self.edges[1:-1]
+        if not dtype.is_floating_point:
+            # A whole number is past an edge if it is past the next whole number: nothing is rounded
+            # but edges beyond int64.
+            interior = interior.ceil().clamp(-(2**63), 2**63 - 1024)
+        return interior.to(dtype)
 
     def __len__(self) -> int:
         """Return the number of bins B."""
