@@ -290,6 +290,55 @@ def test_converted_module_returns_the_converted_dtype(dtype: torch.dtype) -> Non
     assert weights.counts.dtype is torch.int64
 
 
+# Pixels: the raw INV weight of the first bin is 2.5e-8, below what float16 holds.
+PIXELS = torch.tensor([40_000_000, 200])
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda module: module.half(),
+        lambda module: module.to(torch.float16),
+        lambda module: torch.nn.Sequential(module).half(),
+    ],
+    ids=["half", "to", "in a model"],
+)
+@pytest.mark.parametrize(
+    ("bin_weights", "message"),
+    [
+        (inverse_weights(PIXELS), "from 2.5e-08 to 0.005"),
+        (torch.tensor([1.0, 70_000.0]), "from 1 to 70000"),
+    ],
+    ids=["would be 0", "would be infinite"],
+)
+def test_conversion_that_loses_a_weight_is_refused(
+    bin_weights: Tensor, message: str, convert: Callable[[torch.nn.Module], object]
+) -> None:
+    weights = TargetWeights(unit_bins(PIXELS), PIXELS, bin_weights)
+    before = weights.bin_weights
+    with pytest.raises(
+        ValueError, match=rf"`bin_weights` to be .* in torch\.float16 too, but got values {message}"
+    ):
+        convert(weights)
+    assert torch.equal(weights.bin_weights, before)
+    assert weights.bfloat16().bin_weights.tolist() == before.bfloat16().tolist()
+
+
+def test_conversion_keeps_normalized_weights_and_those_that_are_zero() -> None:
+    bins = unit_bins(PIXELS)
+    halved = TargetWeights.from_counts(bins, PIXELS, scheme="sqinv").half().bin_weights
+    assert (halved > 0).all()
+    assert TargetWeights(bins, PIXELS, torch.tensor([0.0, 1.0])).half().bin_weights.tolist() == [
+        0,
+        1,
+    ]
+
+
+def test_conversion_without_values_is_not_checked() -> None:
+    weights = TargetWeights(unit_bins(PIXELS), PIXELS, inverse_weights(PIXELS))
+    assert weights.to("meta").half().to_empty(device="cpu").bin_weights.dtype is torch.float16
+
+
 def test_call_reads_no_value_on_the_host() -> None:
     # A meta tensor has no values: whatever asks for one raises.
     weights = TargetWeights.from_targets(torch.arange(9.0), TargetBins.uniform(0, 9, width=3))
@@ -416,12 +465,17 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (
             lambda: TargetWeights(BINS, ONES, ONES.double() * 1e40),
             ValueError,
-            "`bin_weights` to be finite and non-negative, but got values from inf",
+            r"`bin_weights` to be .* in torch\.float32 too, but got values from 1e\+40 to 1e\+40",
+        ),
+        (
+            lambda: TargetWeights(BINS, ONES, torch.tensor([1.0, 1e-50], dtype=torch.float64)),
+            ValueError,
+            r"`bin_weights` to be .* in torch\.float32 too, but got values from 1e-50 to 1",
         ),
         (
             lambda: TargetWeights.from_counts(BINS, torch.tensor([0, 1]), smoothing=sharp),
             ValueError,
-            "`bin_weights` to be finite",
+            r"`bin_weights` to be .* in torch\.float32 too",
         ),
         (
             lambda: TargetWeights([0, 1, 2], ONES, ONES),

@@ -101,7 +101,8 @@ class TargetWeights(nn.Module):
         bin_weights: Weight of each bin, shape ``(B,)``, float32 unless the module is converted.
 
     Raises:
-        ValueError: If a shape does not fit the bins, or a count or weight is out of its range.
+        ValueError: If a shape does not fit the bins, or a count or weight is out of its range. When
+            the module is converted, such as by ``.half()``: if a weight would become 0 or infinite.
 
     Example:
         >>> import torch
@@ -125,16 +126,16 @@ class TargetWeights(nn.Module):
                 f"Expected `bin_weights` to have shape {tuple(counts.shape)}, one a bin, but got "
                 f"{tuple(bin_weights.shape)}."
             )
-        # Converted first: a weight may be finite in float64 only.
-        bin_weights = bin_weights.detach().to(torch.float32, copy=True)
         if not (torch.isfinite(bin_weights) & (bin_weights >= 0)).all():
             raise ValueError(
                 "Expected `bin_weights` to be finite and non-negative, but got values from "
                 f"{bin_weights.min().item()} to {bin_weights.max().item()}."
             )
+        converted = bin_weights.detach().to(torch.float32, copy=True)
+        _check_converted(bin_weights, converted)
         self.bins = bins
         self.register_buffer("counts", counts.detach().clone())
-        self.register_buffer("bin_weights", bin_weights)
+        self.register_buffer("bin_weights", converted)
 
     @classmethod
     def from_targets(
@@ -237,6 +238,12 @@ class TargetWeights(nn.Module):
         """
         return self.bin_weights[self.bins.index(targets)]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetWeights":
+        """Convert or move the buffers, as ``.half()`` and ``.to()`` do, unless a weight is lost."""
+        _check_converted(self.bin_weights, fn(self.bin_weights))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # in torch
+        return self
+
     def get_extra_state(self) -> Tensor:
         """Return the edges for the ``state_dict``: weights belong to their bins."""
         return self.bins.edges
@@ -329,6 +336,19 @@ def _bin_weights(
     effective = smoothing(values.sqrt() if scheme == "sqinv" else _clip(values, clip))
     check_counts(effective, len(counts), name="smoothing(counts)")
     return inverse_weights(effective)
+
+
+def _check_converted(given: Tensor, converted: Tensor) -> None:
+    """Raise if a weight becomes 0 or infinite in another dtype: its samples would not count."""
+    if converted.dtype == given.dtype or converted.is_meta:
+        return
+    before, after = given.cpu(), converted.cpu()
+    if not (torch.isfinite(after) & ((after > 0) == (before > 0))).all():
+        raise ValueError(
+            f"Expected `bin_weights` to be finite, and positive where they are, in "
+            f"{converted.dtype} too, but got values from {before.min().item():g} to "
+            f"{before.max().item():g}. Normalize them, or take a dtype of a wider range."
+        )
 
 
 def _clip(counts: Tensor, clip: tuple[float, float] | None) -> Tensor:
