@@ -248,7 +248,7 @@ def test_report_as_dict_is_a_copy_that_json_holds(report: RegionReport) -> None:
 
 ONES = torch.ones(2)
 SHOT = ShotRegions(TargetBins([0, 1, 2]), ["many", "few"])
-METRICS: list[Callable[..., object]] = [
+METRICS: list[Callable[..., Any]] = [
     mean_absolute_error,
     root_mean_squared_error,
     geometric_mean_error,
@@ -267,7 +267,7 @@ METRICS: list[Callable[..., object]] = [
         (torch.ones(2, 1), ONES, ValueError, r"same shape, but got \(2, 1\) and \(2,\)"),
         (ONES, torch.ones(3), ValueError, r"same shape, but got \(2,\) and \(3,\)"),
         (torch.tensor(1.0), ONES, ValueError, r"same shape, but got \(\) and \(2,\)"),
-        (ONES[:0], ONES[:0], ValueError, "`targets` to hold at least one value"),
+        (ONES[:0], ONES[:1], ValueError, r"same shape, but got \(0,\) and \(1,\)"),
         ([1.0, 1.0], ONES, TypeError, "`predictions` to be a torch.Tensor, but got list"),
         (ONES, np.ones(2), TypeError, "`targets` to be a torch.Tensor, but got ndarray"),
         (ONES > 0, ONES, TypeError, "`predictions` to hold floats .* torch.bool"),
@@ -283,6 +283,19 @@ def test_error_names_the_argument_of_every_metric(
 ) -> None:
     with pytest.raises(error, match=message):
         metric(predictions, targets)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4, 5), (3, 0)], ids=str)
+def test_no_sample_at_all_is_an_empty_region(shape: tuple[int, ...]) -> None:
+    nothing = torch.empty(shape)
+    report = region_report(nothing, nothing, SHOT)
+    assert [row.pop("count") for row in report.rows.values()] == [0, 0, 0, 0]
+    assert all(math.isnan(value) for row in report.rows.values() for value in row.values())
+    for metric in METRICS[:-1]:
+        value = metric(nothing, nothing)
+        assert value.dtype is torch.float64
+        assert math.isnan(value)
+    assert math.isnan(balanced_mean_absolute_error(nothing, nothing, bins=SHOT.bins))
 
 
 @pytest.mark.parametrize("threshold", [1, 0.8, -2, float("nan")])

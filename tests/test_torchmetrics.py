@@ -1,6 +1,7 @@
 """Streaming region metrics: equal to the functional report on the whole, however it is cut."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 
@@ -68,6 +69,25 @@ def test_pixel_maps_stream_as_their_pixels_do() -> None:
     metrics = RegionMetrics(REGIONS)
     metrics.update(PREDICTIONS.reshape(2, 1, 2), TARGETS.reshape(2, 1, 2))
     assert computed(metrics) == EXPECTED
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2, 2), (2, 0)], ids=str)
+def test_empty_batch_adds_nothing(shape: tuple[int, ...]) -> None:
+    # Such as the valid pixels of a depth map that has none.
+    metrics, nothing = filled(), torch.empty(shape)
+    metrics.update(nothing, nothing)
+    assert computed(metrics) == EXPECTED
+    assert metrics(nothing, nothing)["All/count"] == 0
+    assert math.isnan(metrics(nothing, nothing)["All/MAE"])
+    assert computed(metrics) == EXPECTED
+
+
+def test_epoch_of_empty_batches_is_an_empty_report() -> None:
+    metrics = RegionMetrics(REGIONS)
+    metrics.update(torch.empty(0), torch.empty(0))
+    values = computed(metrics)
+    assert values["All/count"] == 0
+    assert math.isnan(values["Few/MAE"])
 
 
 def test_forward_returns_the_batch_and_accumulates_the_whole() -> None:
@@ -189,7 +209,7 @@ def test_updates_take_any_dtype(dtype: torch.dtype) -> None:
     ("predictions", "targets", "error", "message"),
     [
         (torch.ones(2, 1), torch.ones(2), ValueError, r"shape, but got \(2, 1\) and \(2,\)"),
-        (torch.ones(0), torch.ones(0), ValueError, "`targets` to hold at least one value"),
+        (torch.ones(0), torch.ones(1), ValueError, r"shape, but got \(0,\) and \(1,\)"),
         ([1.0], torch.ones(1), TypeError, "`predictions` to be a torch.Tensor, but got list"),
         (torch.ones(1), [1.0], TypeError, "`targets` to be a torch.Tensor, but got list"),
     ],

@@ -119,7 +119,7 @@ def check_counts(counts: Tensor, bins: int | None = None, *, name: str = "counts
 
 
 def check_predictions(predictions: Tensor, targets: Tensor) -> None:
-    """Raise if the two are not non-empty real tensors of one shape."""
+    """Raise if the two are not real tensors of one shape."""
     check_real("predictions", predictions)
     check_real("targets", targets)
     if predictions.shape != targets.shape:
@@ -127,5 +127,3 @@ def check_predictions(predictions: Tensor, targets: Tensor) -> None:
             "Expected `predictions` and `targets` to have the same shape, but got "
             f"{tuple(predictions.shape)} and {tuple(targets.shape)}."
         )
-    if targets.numel() == 0:
-        raise ValueError("Expected `targets` to hold at least one value, but got an empty tensor.")

@@ -24,10 +24,10 @@ def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
         targets: Targets, same shape, in target units.
 
     Returns:
-        0-dim tensor, float64, in target units.
+        0-dim tensor, float64, in target units; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ or are empty.
+        ValueError: If the shapes differ.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -53,10 +53,10 @@ def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
         targets: Targets, same shape, in target units.
 
     Returns:
-        0-dim tensor, float64, in target units.
+        0-dim tensor, float64, in target units; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ or are empty.
+        ValueError: If the shapes differ.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -85,10 +85,10 @@ def geometric_mean_error(predictions: Tensor, targets: Tensor) -> Tensor:
         targets: Targets, same shape, in target units.
 
     Returns:
-        0-dim tensor, float64, in target units.
+        0-dim tensor, float64, in target units; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ or are empty.
+        ValueError: If the shapes differ.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -119,10 +119,10 @@ def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float
         threshold: The factor :math:`t`, above 1.
 
     Returns:
-        0-dim tensor, float64, a share from 0 to 1.
+        0-dim tensor, float64, a share from 0 to 1; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ or are empty, or ``threshold`` is not above 1.
+        ValueError: If the shapes differ, or ``threshold`` is not above 1.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -158,10 +158,10 @@ def balanced_mean_absolute_error(
             is its own bin, as published for whole-number labels; float targets need ``bins``.
 
     Returns:
-        0-dim tensor, float64, in target units.
+        0-dim tensor, float64, in target units; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ or are empty.
+        ValueError: If the shapes differ.
 
     References:
         Ren et al. (2022), `Balanced MSE for Imbalanced Visual Regression
@@ -250,7 +250,7 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
 
     Raises:
         TypeError: If ``regions`` are not :class:`ShotRegions`.
-        ValueError: If the shapes differ or are empty.
+        ValueError: If the shapes differ.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression

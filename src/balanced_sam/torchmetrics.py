@@ -50,14 +50,14 @@ class RegionMetrics(Metric):
         self.add_state("edges", default=regions.bins.edges, dist_reduce_fx="max")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Add a batch.
+        """Add a batch; an empty one adds nothing.
 
         Args:
             predictions: Model outputs, any shape, in target units.
             targets: Targets, same shape, in target units.
 
         Raises:
-            ValueError: If the shapes differ or are empty.
+            ValueError: If the shapes differ.
         """
         self.sums += bin_sums(predictions, targets, self.regions.bins).to(self.sums.device)
 
