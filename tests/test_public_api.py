@@ -230,13 +230,16 @@ def test_every_parameter_and_return_is_annotated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLABLES)
-def test_optional_parameters_are_keyword_only_unless_torch_says_otherwise(name: str) -> None:
+def test_optional_parameters_are_keyword_only_unless_the_base_class_says_otherwise(
+    name: str,
+) -> None:
     value = CALLABLES[name]
-    # These override methods of torch.optim.Optimizer, which take them by position.
-    if name in ("BalancedSAM.step", "BalancedSAM.zero_grad"):
-        expected = {"BalancedSAM.step": ["closure"], "BalancedSAM.zero_grad": ["set_to_none"]}[name]
-    else:
-        expected = []
+    # These override methods of torch.optim.Optimizer or Metric, which take them by position.
+    expected = {
+        "BalancedSAM.step": ["closure"],
+        "BalancedSAM.zero_grad": ["set_to_none"],
+        "torchmetrics.RegionMetrics.plot": ["val", "ax"],
+    }.get(name, [])
     signature = inspect.signature(unwrap(value.__init__ if inspect.isclass(value) else value))
     assert [
         parameter.name

@@ -1,17 +1,21 @@
 """Error metrics (MAE, RMSE, GM, delta, bMAE), and the report that takes them per region."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
 from balanced_sam._checks import check_number, check_predictions, check_type
+from balanced_sam._plot import plot_by_bin
 from balanced_sam._regions import REGIONS, ShotRegions
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
 _TITLES = ("All", "Many", "Med.", "Few")
-_COLUMNS = ("count", "MAE", "GM", "RMSE", "delta_1", "bMAE")
 
 
 def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -188,26 +192,22 @@ def balanced_mean_absolute_error(
 
 @dataclass(frozen=True)
 class RegionReport:
-    """The metrics on all test samples and on each region: what :func:`region_report` returns.
+    """The metrics on all test samples, on each region and in each bin.
+
+    This is what :func:`region_report` returns.
 
     Attributes:
         rows: For ``"All"``, ``"Many"``, ``"Med."`` and ``"Few"`` the sample count (``"count"``) and
             ``"MAE"``, ``"GM"``, ``"RMSE"``, ``"bMAE"`` (target units), ``"delta_1"`` (share from 0
             to 1); NaN for a region without a sample.
-
-    Raises:
-        ValueError: If ``rows`` are not such a table.
+        by_bin: ``"count"``, ``"MAE"``, ``"GM"``, ``"RMSE"`` and ``"delta_1"`` of each bin, ``B``
+            numbers each; NaN for a bin without a sample.
+        regions: The many-, medium- and few-shot bins.
     """
 
     rows: dict[str, dict[str, float]]
-
-    def __post_init__(self) -> None:
-        """Raise if the rows are not those of a report."""
-        if not _is_table(self.rows):
-            raise ValueError(
-                "Expected `rows` to be what `to_dict()` of a report returns, but got "
-                f"{self.rows!r}."
-            )
+    by_bin: dict[str, list[float]] = field(repr=False)
+    regions: ShotRegions = field(repr=False)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return a copy of ``rows``, made of plain numbers that JSON can hold (NaN apart)."""
@@ -218,6 +218,24 @@ class RegionReport:
         cells = self._cells()
         lines = [cells[0], ["---"] + ["---:"] * (len(cells[0]) - 1), *cells[1:]]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def plot(
+        self, *, ax: "matplotlib.axes.Axes | None" = None
+    ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
+        """Draw the MAE in each bin over the target, the regions shaded, and the counts above.
+
+        Args:
+            ax: The axes to draw in; those of a new figure if None.
+
+        Returns:
+            The figure and the axes of the MAE.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        titles = zip(REGIONS, _TITLES[1:], strict=True)
+        labels = {r: f"{r}-shot, MAE {self.rows[title]['MAE']:.3g}" for r, title in titles}
+        return plot_by_bin(self.by_bin, self.regions, labels, ax)
 
     def __str__(self) -> str:
         """Return the table as plain text, columns aligned."""
@@ -238,7 +256,7 @@ class RegionReport:
 
 
 def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) -> RegionReport:
-    """Return every metric on all samples and on each region.
+    """Return every metric on all samples, on each region and in each bin.
 
     Args:
         predictions: Model outputs, any shape, in target units.
@@ -246,7 +264,8 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
         regions: The many-, medium- and few-shot bins.
 
     Returns:
-        The report; ``print`` shows it as a table. A region without a sample has count 0 and NaN.
+        The report; ``print`` shows it as a table, ``plot`` draws the error in each bin. A region
+        without a sample has count 0 and NaN.
 
     Raises:
         TypeError: If ``regions`` are not :class:`ShotRegions`.
@@ -290,35 +309,22 @@ def report_from_sums(sums: Tensor, regions: ShotRegions) -> RegionReport:
     rows = {_TITLES[0]: _row(sums)}
     for region, title in zip(REGIONS, _TITLES[1:], strict=True):
         rows[title] = _row(sums[:, regions.bin_mask(region)])
-    return RegionReport(rows)
+    by_bin = {name: values.tolist() for name, values in _means(sums).items()}
+    return RegionReport(rows, by_bin | {"count": sums[0].long().tolist()}, regions)
 
 
 def _row(sums: Tensor) -> dict[str, float]:
     """Return the metrics over the bins of ``sums``, shape ``(5, any)``."""
-    count = sums[0].sum().item()
-    if count == 0:
-        return {"count": 0} | dict.fromkeys(_COLUMNS[1:], math.nan)
-    mean_error, mean_log, mean_square, accuracy = (sums[1:].sum(dim=1) / count).unbind()
-    occupied = sums[0] > 0
-    return {
-        "count": int(count),
-        "MAE": mean_error.item(),
-        "GM": mean_log.exp().item(),
-        "RMSE": mean_square.sqrt().item(),
-        "delta_1": accuracy.item(),
-        "bMAE": (sums[1] / sums[0])[occupied].mean().item(),
-    }
+    row = {name: value.item() for name, value in _means(sums.sum(dim=1)).items()}
+    errors = (sums[1] / sums[0])[sums[0] > 0]
+    return row | {"count": int(row["count"]), "bMAE": errors.mean().item()}
 
 
-def _is_table(rows: object) -> bool:
-    """Return whether the rows have the regions and the columns of a report, all of them numbers."""
-    return (
-        isinstance(rows, dict)
-        and tuple(rows) == _TITLES
-        and all(isinstance(row, dict) and tuple(row) == _COLUMNS for row in rows.values())
-        and all(isinstance(row["count"], int) for row in rows.values())
-        and all(isinstance(x, (int, float)) for row in rows.values() for x in row.values())
-    )
+def _means(sums: Tensor) -> dict[str, Tensor]:
+    """Return the metrics of the samples in ``sums``, shape ``(5, ...)``; of none NaN."""
+    count = sums[0]
+    error, log, square, hit = sums[1:] / count
+    return {"count": count, "MAE": error, "GM": log.exp(), "RMSE": square.sqrt(), "delta_1": hit}
 
 
 def _hits(predictions: Tensor, targets: Tensor, threshold: float) -> Tensor:

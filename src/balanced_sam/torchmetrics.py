@@ -1,6 +1,7 @@
 """Region metrics that stream over batches and ranks (extra ``balanced-sam[torchmetrics]``)."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from torchmetrics import Metric
 from balanced_sam._checks import check_type
 from balanced_sam._metrics import RegionReport, bin_sums, report_from_sums
 from balanced_sam._regions import ShotRegions
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
 
 
 class RegionMetrics(Metric):
@@ -73,6 +78,39 @@ class RegionMetrics(Metric):
             for name, value in row.items()
         }
 
+    def plot(
+        self,
+        val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None,
+        ax: "matplotlib.axes.Axes | None" = None,
+    ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
+        """Draw the MAE in each bin over the target, as :meth:`balanced_sam.RegionReport.plot` does.
+
+        The samples of all processes count, as for ``compute``: each must call it.
+
+        Args:
+            val: What ``compute`` or a call returned, or a list of it, one an epoch: draws the MAE
+                of each region instead, as other metrics draw their values.
+            ax: The axes to draw in; those of a new figure if None.
+
+        Returns:
+            The figure and the axes of the MAE.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        if val is not None:
+            errors = [_only_mae(values) for values in ([val] if isinstance(val, dict) else val)]
+            axes: Any = self._plot(errors, ax)[1]
+            return axes.figure, axes
+        with self.sync_context(self.dist_sync_fn, should_sync=self.sync_on_compute):
+            report = self.report()
+        return report.plot(ax=ax)
+
     def report(self) -> RegionReport:
         """Return this process's samples as a :class:`balanced_sam.RegionReport`."""
         return report_from_sums(self.sums, self.regions)
+
+
+def _only_mae(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values that are drawn over epochs."""
+    return {name: value for name, value in values.items() if name.endswith("/MAE")}
