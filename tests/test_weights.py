@@ -437,14 +437,6 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (lambda: inverse_weights(ONES, clip=(0, 1)), ValueError, r"`clip` .* but got \(0, 1\)"),
         (lambda: inverse_weights(ONES, clip=(3, 2)), ValueError, r"`clip` .* but got \(3, 2\)"),
         (lambda: inverse_weights(ONES, clip=(NAN, 2)), ValueError, r"`clip` .* but got \(nan, 2\)"),
-        (lambda: inverse_weights(ONES, clip=("1", 2)), ValueError, r"`clip` .* got \('1', 2\)"),
-        (lambda: inverse_weights(ONES, clip={1, 2}), ValueError, r"`clip` .* got \{1, 2\}"),
-        (lambda: inverse_weights(ONES.double() * 1e-310), ValueError, "`counts` to be 0 or from "),
-        (
-            lambda: inverse_weights(ONES.double() * 1e308),
-            ValueError,
-            "`counts` .* to 1e300, but",
-        ),
         (lambda: sqrt_inverse_weights(ONES * 0), ValueError, "at least one sample, but got all ze"),
         (lambda: sqrt_inverse_weights(-ONES), ValueError, "`counts` to be non-negative"),
         (lambda: TargetWeights(BINS, torch.ones(3), ONES), ValueError, r"`counts` .*\(2,\), one a"),
@@ -493,7 +485,6 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             "`bins` to be TargetBins",
         ),
         (lambda: from_counts(smoothing=3), TypeError, "`smoothing` to be callable, but got int"),
-        (lambda: from_counts(normalize="no"), TypeError, "`normalize` to be bool, but got str"),
         (
             lambda: from_counts(smoothing=lambda counts: None),
             TypeError,
@@ -560,7 +551,6 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (lambda: weighted_mean(ONES[:0], ONES[:0]), ValueError, "`losses` to hold at least one"),
         (lambda: weighted_mean([1.0], ONES[:1]), TypeError, "`losses` to be a torch.Tensor"),
         (lambda: weighted_mean(ONES, [1.0, 1.0]), TypeError, "`weights` to be a torch.Tensor"),
-        (lambda: weighted_mean(ONES.int(), ONES.int()), TypeError, "`losses` to hold floats"),
         (lambda: weighted_mean(ONES, ONES > 0), TypeError, "`weights` to hold floats or integers"),
     ],
 )

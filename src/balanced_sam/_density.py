@@ -6,11 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_choice, check_counts, check_number
+from balanced_sam._checks import check_choice, check_counts
 
 Kernel = Literal["gaussian", "triangular", "laplace"]
 Boundary = Literal["zeros", "reflect"]
-_WIDEST = 1_000
 
 
 def smooth_counts(
@@ -34,8 +33,8 @@ def smooth_counts(
         counts: Samples per bin, or any non-negative function of them, shape ``(B,)``.
         kernel: ``"gaussian"`` (as above), ``"triangular"`` (falls to 0 at distance
             ``(size + 1) / 2``; ignores ``sigma``) or ``"laplace"`` (:math:`e^{-|j| / \sigma}`).
-        size: Number of bins under the kernel, odd, below 1000.
-        sigma: Width of the kernel, in bins, positive, at most 1000.
+        size: Number of bins under the kernel, odd.
+        sigma: Width of the kernel, in bins, positive.
         boundary: What lies outside the range: ``"zeros"``, or ``"reflect"`` for the counts mirrored
             at the border (``n_1 n_0 | n_0 n_1``), as the paper's depth experiment does.
 
@@ -59,19 +58,13 @@ def smooth_counts(
     check_counts(counts)
     check_choice("kernel", kernel, ("gaussian", "triangular", "laplace"))
     check_choice("boundary", boundary, ("zeros", "reflect"))
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
+    if not isinstance(size, int) or size < 1 or size % 2 == 0:
         raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size!r}.")
-    width = check_number("sigma", sigma)
-    if not (math.isfinite(width) and width > 0):
+    if not 0 < sigma < math.inf:
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
-    if max(size, width) > _WIDEST:
-        raise ValueError(
-            f"Expected `size` and `sigma` to be at most {_WIDEST} bins, but got size={size} and "
-            f"sigma={sigma}."
-        )
     values = counts.detach().to("cpu", torch.float64)
     padded = _pad(values, size // 2, boundary)
-    window = values.new_tensor(_window(kernel, size, width))
+    window = values.new_tensor(_window(kernel, size, sigma))
     return (padded.unfold(0, size, 1) @ window).to(counts.device)
 
 

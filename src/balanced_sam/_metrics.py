@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_number, check_predictions, check_type
+from balanced_sam._checks import check_predictions, check_type
 from balanced_sam._plot import plot_by_bin
 from balanced_sam._regions import REGIONS, ShotRegions
 
@@ -138,7 +138,6 @@ def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float
         >>> threshold_accuracy(torch.tensor([1.2, 1.3, -1.0]), torch.tensor([1.0, 1.0, 1.0]))
         tensor(0.3333, dtype=torch.float64)
     """
-    threshold = check_number("threshold", threshold)
     if not threshold > 1:
         raise ValueError(f"Expected `threshold` to be above 1, but got threshold={threshold}.")
     predictions, targets = _as_float64(predictions, targets)

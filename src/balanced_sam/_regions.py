@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import (
-    check_choice,
-    check_counts,
-    check_number,
-    check_sequence,
-    check_type,
-)
+from balanced_sam._checks import check_choice, check_counts, check_type
 
 Region = Literal["many", "medium", "few"]
 REGIONS: tuple[Region, ...] = ("many", "medium", "few")
@@ -49,14 +43,14 @@ class ShotRegions:
     def __init__(self, bins: TargetBins, labels: Sequence[Region]) -> None:
         check_type("bins", bins, TargetBins)
         self.bins = bins
-        self.labels: tuple[Region, ...] = tuple(check_sequence("labels", labels))
+        self.labels: tuple[Region, ...] = tuple(labels)
         if len(self.labels) != len(bins):
             raise ValueError(
                 f"Expected `labels` to hold one label a bin, {len(bins)}, but got "
                 f"{len(self.labels)}."
             )
         for label in self.labels:
-            if not isinstance(label, str) or label not in REGIONS:
+            if label not in REGIONS:
                 raise ValueError(
                     f"Expected `labels` to hold 'many', 'medium' or 'few', but got {label!r}."
                 )
@@ -85,7 +79,7 @@ class ShotRegions:
         """
         check_type("bins", bins, TargetBins)
         check_counts(counts, len(bins))
-        if not check_number("few_below", few_below) <= check_number("many_above", many_above):
+        if not few_below <= many_above:
             raise ValueError(
                 "Expected `few_below` to be at most `many_above`, but got "
                 f"few_below={few_below} and many_above={many_above}."
