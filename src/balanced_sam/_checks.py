@@ -30,11 +30,6 @@ def check_number(name: str, value: object) -> float:
     return float(value)
 
 
-def as_plain(value: object) -> object:
-    """Return the number in a tensor of one element, anything else as it is."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-
-
 def check_rho(rho: object) -> float:
     """Return ``rho`` as a float; raise if it is not a non-negative, finite number."""
     value = check_number("rho", rho)
