@@ -53,14 +53,15 @@ def check_no_parametrization_cache() -> None:
         )
 
 
-def check_resharded(parameters: Iterable[Tensor]) -> None:
+def check_resharded(buckets: Iterable[list[Tensor]]) -> None:
     """Raise where FSDP2 holds gathered weights, which the second pass would take for its own."""
     # Read, not imported: it is there if something is sharded. Nothing public leads from a sharded
     # parameter to its module.
     states = sys.modules.get("torch.distributed._composable_state")  # 2.6 to 2.14
     if states is None:
         return
-    ours = {id(parameter) for parameter in parameters}
+    sharded = [bucket for bucket in buckets if hasattr(bucket[0], "placements")]
+    ours = {id(parameter) for bucket in sharded for parameter in bucket}
     for reference in getattr(states, "_module_state_mapping", {}).values():  # 2.6 to 2.14
         state = reference()
         one = getattr(state, "_fsdp_param_group", None)  # 2.6 to 2.12: one group or none

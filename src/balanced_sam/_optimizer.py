@@ -367,7 +367,8 @@ class BalancedSAM(Optimizer):
         self._clear_gradients()
         cycle.phase, cycle.losses, cycle.returned = _Phase.AT_W, [], None
         try:
-            yield
+            with torch.enable_grad():
+                yield
         finally:
             cycle.phase = None
             cycle.last_gradient.remember(self.param_groups)
@@ -384,7 +385,7 @@ class BalancedSAM(Optimizer):
     def _evaluate(self, closure: Closure, context: ContextFactory) -> Loss | None:
         """Call the closure; return its loss, detached, and leave its gradients."""
         loss: Loss | None = None  # what is left where the context swallows an exception
-        with torch.enable_grad(), context():
+        with context():
             loss = closure()
         has_gradient = first_with_gradient(self.param_groups) is not None
         if loss is None and not has_gradient:

@@ -25,6 +25,7 @@ _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _bytes_of = attrgetter("nbytes")
 _is_sparse = attrgetter("is_sparse")
+_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass
@@ -95,13 +96,15 @@ class Perturbation:
         has_half_precision: Whether a parameter is stored in 16 bits.
     """
 
-    @torch.no_grad()
     def __init__(self, parameters: list[Tensor], radii: list[float], buckets: Buckets) -> None:
         gradients = [parameter.grad for parameter in parameters]
         if type(None) in set(map(type, gradients)):
             places = [i for i, gradient in enumerate(gradients) if gradient is not None]
             parameters, radii = [parameters[i] for i in places], [radii[i] for i in places]
         found = [gradient for gradient in gradients if gradient is not None]
+        if True in set(map(_requires_grad, found)):
+            # They have a graph of their own after `backward(create_graph=True)`.
+            found = [gradient.detach() for gradient in found]
         kinds = buckets.of(parameters, found)
         of_kinds = [_gradients(bucket, found) for bucket in kinds]
         self.has_half_precision = any(b.parameters[0].dtype in HALF_PRECISION for b in kinds)
@@ -113,26 +116,26 @@ class Perturbation:
         ]
         self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Move the parameters to w + eps, once."""
         check_no_parametrization_cache()
-        check_resharded(p for m in self._moves for p in m.bucket.parameters)
-        for move in self._moves:
-            tensors = _local(move.bucket.parameters)
-            self._saved.append((tensors, move.bucket.copies(tensors)))
-        # Autocast keeps half-precision copies of the weights: each pass must make its own.
-        torch.clear_autocast_cache()
-        for move, (tensors, _) in zip(self._moves, self._saved, strict=True):
-            foreach_add_(tensors, move.additions, alpha=move.alpha)
+        check_resharded(move.bucket.parameters for move in self._moves)
+        with torch.no_grad():
+            for move in self._moves:
+                tensors = _local(move.bucket.parameters)
+                self._saved.append((tensors, move.bucket.copies(tensors)))
+            # Autocast keeps half-precision copies of the weights: each pass must make its own.
+            torch.clear_autocast_cache()
+            for move, (tensors, _) in zip(self._moves, self._saved, strict=True):
+                foreach_add_(tensors, move.additions, alpha=move.alpha)
         # Else the gradients would take up memory during the second pass.
         self._moves.clear()
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put w back bit for bit, also where :meth:`apply` failed halfway."""
-        for tensors, copies in self._saved:
-            foreach_copy_(tensors, copies)
+        with torch.no_grad():
+            for tensors, copies in self._saved:
+                foreach_copy_(tensors, copies)
         torch.clear_autocast_cache()
 
 
@@ -208,9 +211,9 @@ def _move(
         gradients = [gradient.to(torch.float32) for gradient in gradients]
     if parameter.device.type == "cpu" and norm.device.type == "cpu":
         # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
-        # It is 0 where the norm is infinite, infinite where that is 0.
-        scale = (radius / norm).item()
-        if not (scale and math.isfinite(scale)):
+        length = norm.item()
+        scale = radius / length if length else math.inf
+        if not 0 < abs(scale) <= torch.finfo(norm.dtype).max:
             return None
         return _Move(bucket, gradients if shares is None else _times(gradients, shares), scale)
     norm = _send(norm, parameter.device)
