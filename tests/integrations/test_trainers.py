@@ -281,6 +281,66 @@ def test_lightning_gradient_accumulation_is_warned_of(tmp_path: Path) -> None:
         fit(Regressor(), tmp_path, accumulate_grad_batches=3)
 
 
+@pytest.mark.works_with("lightning")
+def test_lightning_training_step_that_returns_none_skips_the_batch(tmp_path: Path) -> None:
+    class Skipper(Regressor):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+            self.calls.append(batch_idx)
+            return balanced_loss(self.network, batch) if batch_idx != 1 else None
+
+    network = make_network()
+    optimizer = make_optimizer(network)
+
+    def closure(batch: Batch) -> Tensor:
+        loss = balanced_loss(network, batch)
+        loss.backward()
+        return loss
+
+    for i, batch in enumerate(make_loader()):
+        if i != 1:
+            optimizer.step(partial(closure, batch))
+    module = Skipper()
+    with pytest.warns(UserWarning, match="returned `None`"):
+        fit(module, tmp_path, max_epochs=1)
+    assert module.calls == [0, 0, 1, 2, 2]
+    assert_same(weights_of(module.network), weights_of(network))
+
+
+@pytest.mark.works_with("lightning")
+def test_lightning_weight_averaging_estimates_batch_norm_statistics(tmp_path: Path) -> None:
+    """Its last epoch runs no backward."""
+
+    class Normalized(Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    module = Normalized()
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
+    with pytest.warns(UserWarning, match="does nothing where the closure leaves no gradient"):
+        fit(module, tmp_path, max_epochs=3, callbacks=[averaging])
+    layer = module.network[1]
+    hidden = torch.cat([module.network[0](inputs) for inputs, _ in make_loader()])
+    torch.testing.assert_close(layer.running_mean, hidden.mean(dim=0).detach())
+
+
+@pytest.mark.works_with("lightning")
+def test_lightning_logs_the_clean_loss_where_the_second_pass_is_left_out(tmp_path: Path) -> None:
+    class Logger(Regressor):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            loss = balanced_loss(self.network, batch)
+            if not self.optimizers().is_perturbed:
+                self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+                clean.append(loss.item())
+            return loss
+
+    clean: list[float] = []
+    trainer = fit(Logger(), tmp_path, max_epochs=1)
+    assert len(clean) == BATCHES
+    assert trainer.callback_metrics["loss"].item() == pytest.approx(sum(clean) / BATCHES)
+
+
 class ManualRegressor(Regressor):
     """Optimizes by hand, in one of the ways that a module can."""
 
