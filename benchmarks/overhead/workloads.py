@@ -124,3 +124,15 @@ def given_gradients(parameters: Parameters) -> Closure:
         return loss
 
     return closure
+
+
+def fresh_gradients(parameters: Parameters) -> Closure:
+    """Return a closure that makes new gradients, as a backward pass does."""
+    loss = torch.zeros((), device=parameters[0].device)
+
+    def closure() -> Tensor:
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter).detach()
+        return loss
+
+    return closure

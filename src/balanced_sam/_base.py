@@ -1,9 +1,9 @@
 """What may be a base optimizer, and which of its parameters are perturbed."""
 
 import inspect
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
+from operator import is_
 from types import MethodType
 from typing import Any
 
@@ -103,43 +103,41 @@ class LeftOut:
     """
 
     def __init__(self, tensors: list[Tensor], groups: Groups) -> None:
-        # Weak, so that what was replaced does not take up memory.
-        self._out = [weakref.ref(tensor) for tensor in tensors]
+        # Strong references: a weak one would forbid torch to swap what a parameter holds.
+        self._out = tensors
         self._remember(groups)
 
     def tensors(self, groups: Groups) -> list[Tensor]:
-        """Return those that are alive, after what has happened to the groups."""
+        """Return those that are left out, after what has happened to the groups."""
         if not self._is_current(groups):
             self._follow(groups)
             self._remember(groups)
-        return [tensor for reference in self._out if (tensor := reference()) is not None]
+        return self._out
 
     def _remember(self, groups: Groups) -> None:
-        """Remember who stands where, and whether it is left out."""
-        out = {id(reference()) for reference in self._out}
-        self._places = [
-            (group, [(weakref.ref(p), id(p) in out) for p in group["params"]]) for group in groups
-        ]
+        """Remember who stands where."""
+        self._places = [(group, list(group["params"])) for group in groups]
 
     def _is_current(self, groups: Groups) -> bool:
         """Return whether all stand where they stood."""
         return len(groups) == len(self._places) and all(
             group is known
             and len(group["params"]) == len(row)
-            and all(
-                reference() is p for p, (reference, _) in zip(group["params"], row, strict=True)
-            )
+            and all(map(is_, group["params"], row))
             for group, (known, row) in zip(groups, self._places, strict=True)
         )
 
     def _follow(self, groups: Groups) -> None:
-        """Leave out what has come in the place of what was left out."""
+        """Leave out what has come in the place of what was left out, and forget that."""
         present = {id(p) for group in groups for p in group["params"]}
-        known = {id(reference()) for _, row in self._places for reference, _ in row}
-        for group, row in self._places:
-            for new, (reference, was_out) in zip(group["params"], row, strict=False):
-                if was_out and id(reference()) not in present and id(new) not in known:
-                    self._out.append(weakref.ref(new))
+        known = {id(p) for _, row in self._places for p in row}
+        replaced = {
+            id(old): new
+            for group, row in self._places
+            for new, old in zip(group["params"], row, strict=False)
+            if id(old) not in present and id(new) not in known
+        }
+        self._out = [replaced.get(id(tensor), tensor) for tensor in self._out]
 
 
 def _name(base: Optimizer) -> str:

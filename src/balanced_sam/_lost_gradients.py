@@ -1,6 +1,5 @@
 """Gradients that came before a step and would be thrown away."""
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,32 +21,36 @@ def first_with_gradient(groups: Iterable[dict[str, Any]]) -> Tensor | None:
 class LastGradient:
     """One gradient of those that a step left behind, to tell them from others later.
 
-    It is known by its parameter, which may have left the groups since.
+    It is known by its parameter, which may have left the groups since. Of all gradients it is the
+    smallest: being known keeps its memory. (A weak reference would forbid torch to swap it.)
     """
 
     def __init__(self) -> None:
-        self._known: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int] | None = None
+        self._known: tuple[Tensor, Tensor, int] | None = None
 
     def remember(self, groups: Iterable[dict[str, Any]]) -> None:
         """Take what is at hand for known."""
-        parameter = first_with_gradient(groups)
-        self._known = None
-        if parameter is not None and parameter.grad is not None:
-            gradient = parameter.grad
-            self._known = weakref.ref(parameter), weakref.ref(gradient), version_of(gradient)
+        parameter = None
+        if self._known is not None and not self.is_there():
+            parameter = self._known[0]
+        if parameter is None or parameter.grad is None:
+            found = [p for group in groups for p in group["params"] if p.grad is not None]
+            parameter = min(found, key=Tensor.numel, default=None)
+        gradient = None if parameter is None else parameter.grad
+        if parameter is None or gradient is None:
+            self._known = None
+        else:
+            self._known = parameter, gradient, version_of(gradient)
 
     def is_there(self) -> bool:
         """Return whether the known gradient is where it was; others may have been added to it."""
-        if self._known is None:
-            return False
-        parameter, gradient = self._known[0](), self._known[1]()
-        return parameter is not None and gradient is not None and parameter.grad is gradient
+        return self._known is not None and self._known[0].grad is self._known[1]
 
     def others_came(self, groups: Iterable[dict[str, Any]]) -> bool:
         """Return whether gradients came in the place of the known one, or were added to it."""
         if self._known is None:
             return first_with_gradient(groups) is not None
-        parameter, version = self._known[0](), self._known[2]
-        if parameter is None or parameter.grad is None:
+        parameter, gradient, version = self._known
+        if parameter.grad is None:
             return False
-        return not self.is_there() or version_of(parameter.grad) != version
+        return parameter.grad is not gradient or version_of(gradient) != version

@@ -364,6 +364,7 @@ class BalancedSAM(Optimizer):
         """Begin on cleared gradients, and leave no cycle open, however the block ends."""
         cycle = self._cycle
         has_lost, clearings = cycle.last_gradient.others_came(self.param_groups), cycle.clearings
+        self._tensors_left_out()  # what was replaced since is not kept alive any longer
         self._clear_gradients()
         cycle.phase, cycle.losses, cycle.returned = _Phase.AT_W, [], None
         try:
