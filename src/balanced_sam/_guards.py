@@ -15,11 +15,20 @@ not_traced = _disable_dynamo  # 2.6 to 2.14; `torch.compiler.disable` would impo
 
 # 2.6 to 2.14. Torch lists them in its documentation as a beta.
 foreach_add_ = torch._foreach_add_
-foreach_clone = torch._foreach_clone
 foreach_copy_ = torch._foreach_copy_
 foreach_mul = torch._foreach_mul
 foreach_mul_ = torch._foreach_mul_
 foreach_norm = torch._foreach_norm
+
+
+def foreach_clone(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies of the tensors."""
+    if hasattr(torch, "_foreach_clone"):  # 2.13, 2.14; not in 2.6 to 2.10
+        return list(torch._foreach_clone(tensors))
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    foreach_copy_(copies, tensors)
+    return copies
+
 
 # 2.6 to 2.14: the attributes in which an optimizer keeps its hooks.
 HOOKS = tuple(
