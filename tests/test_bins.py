@@ -206,6 +206,9 @@ def test_index_detaches_and_keeps_the_targets() -> None:
     assert targets.tolist() == [0.5, 1.5]
 
 
+# Torch's own, before 2.10: the trace of a constant.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
+@pytest.mark.filterwarnings("ignore:Node lifted_tensor_")
 def test_index_is_right_after_a_trace_and_after_inference_mode() -> None:
     class Index(torch.nn.Module):
         def forward(self, targets: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ from balanced_sam import (
     weighted_mean,
 )
 
-# Torch's own: Dynamo looks at the gradient of a loss, and an import of its own is deprecated.
+# Torch's own: Dynamo looks at the gradient of a loss, an import of its own is deprecated, and the
+# first patch release of Python 3.13 is slow.
 pytestmark = [
     pytest.mark.works_with("compile"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
 ]
 
 # Neither backend writes C++: what Dynamo and AOTAutograd capture is what matters here.
@@ -127,6 +129,8 @@ def test_compiled_model_under_autocast_sees_the_perturbed_weights() -> None:
     assert min(sharpness) > 0
 
 
+# Torch's own, before 2.7: it does not trace its own function.
+@pytest.mark.filterwarnings("ignore:Graph break due to unsupported builtin")
 def test_manual_loop_compiled_as_a_whole_takes_the_steps_of_the_eager_one() -> None:
     results = []
     for compiled in (True, False):

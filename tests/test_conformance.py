@@ -461,6 +461,8 @@ def test_repr_names_every_option_of_the_base(make_base: partial[Optimizer]) -> N
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("base", INPUTS, ids=lambda base: base.__name__)
 def test_differentiable_base_is_differentiated_through(base: type[Optimizer]) -> None:
+    if base is AdamW and torch.__version__ < "2.7":
+        pytest.skip("Before 2.7 torch's differentiable AdamW, alone too, overwrites what it needs")
     results = []
     make_base = partial(base, lr=0.1, differentiable=True)
     for make_optimizer in (make_base, partial(wrap, make_base=make_base)):

@@ -54,10 +54,27 @@ every_base = pytest.mark.parametrize("base", BASES)
 both_perturbations = pytest.mark.parametrize("per_rank", [False, True], ids=["global", "per rank"])
 
 
+def needs_torch(version: str, reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(torch.__version__ < version, reason=f"Before {version} {reason}")
+
+
+# Torch's own faults, on the CPU only; seen in the versions between 2.6 and the one named.
+fsdp2 = needs_torch("2.7", "FSDP2 on the CPU calls what `torch.cpu.Stream` lacks")
+hsdp = needs_torch("2.10", "FSDP2 on the CPU asserts on the all-reduce of HSDP")
+bfloat16 = needs_torch("2.10", "FSDP2 on the CPU trains wrongly in bfloat16, with SGD alone too")
+partial_sums = needs_torch(
+    "2.10", "DTensor takes wrong steps from partial sums, with SGD alone too"
+)
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     # An operation in place on such a view would be an error; there is none here.
-    ignored = ["FSDP2-wrapped module .* returned a view tensor", "TypedStorage is deprecated"]
+    ignored = [
+        "FSDP2-wrapped module .* returned a view tensor",
+        "TypedStorage is deprecated",
+        "DTensor random operators may not have complete support",  # torch 2.6; none is used
+    ]
     with Ranks(tmp_path_factory.mktemp("ranks"), ignored=ignored) as ranks:
         yield ranks
 
@@ -399,7 +416,7 @@ def on_rank_accumulating(wrap: str) -> Trained:
     return train(model, optimizer, [closure] * STEPS)
 
 
-@pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("wrap", ["DDP", pytest.param("FSDP2", marks=fsdp2)])
 def test_micro_batches_that_synchronise_once_equal_one_process(ranks: Ranks, wrap: str) -> None:
     trained = ranks.run(on_rank_accumulating, wrap)
     expected = run_alone("momentum")
@@ -479,7 +496,7 @@ OVERFLOWS = {"first": [False], "second": [True], "both": [False, True]}
 @pytest.mark.parametrize("passes", OVERFLOWS.values(), ids=OVERFLOWS)
 @pytest.mark.parametrize(
     ("wrap", "per_rank"),
-    [("DDP", False), ("DDP", True), ("FSDP2", False)],
+    [("DDP", False), ("DDP", True), pytest.param("FSDP2", False, marks=fsdp2)],
     ids=["DDP, global", "DDP, per rank", "FSDP2"],
 )
 def test_overflow_on_one_rank_is_skipped_by_all(
@@ -568,9 +585,22 @@ def on_rank_sharded(layout: str, base: str, frozen: int | None = None) -> Traine
     return train(model, optimizer, [closure] * STEPS)
 
 
+NEEDS = {
+    "FSDP2": fsdp2,
+    "HSDP, one replica": hsdp,
+    "HSDP, one shard": hsdp,
+    "tensor parallel, FSDP2": fsdp2,
+    "partial gradients": partial_sums,
+}
+
+
 @pytest.mark.works_with("sharded")
 @pytest.mark.parametrize(
-    ("layout", "base"), [*((layout, "momentum") for layout in LAYOUTS), ("FSDP2", "adamw")]
+    ("layout", "base"),
+    [
+        pytest.param(layout, base, marks=NEEDS.get(layout, ()))
+        for layout, base in [*((layout, "momentum") for layout in LAYOUTS), ("FSDP2", "adamw")]
+    ],
 )
 def test_sharded_model_equals_one_process(ranks: Ranks, layout: str, base: str) -> None:
     trained = ranks.run(on_rank_sharded, layout, base)
@@ -579,6 +609,7 @@ def test_sharded_model_equals_one_process(ranks: Ranks, layout: str, base: str) 
     assert_told(trained, expected)
 
 
+@fsdp2
 @pytest.mark.works_with("sharded")
 def test_fsdp2_leaves_frozen_parameters_alone(ranks: Ranks) -> None:
     expected = run_alone("momentum", frozen=1)
@@ -602,6 +633,7 @@ def on_rank_gated_fsdp2() -> Trained:
     return train(model, optimizer, [partial(backward, model, own())] * STEPS)
 
 
+@fsdp2
 @pytest.mark.works_with("sharded")
 def test_fsdp2_with_unused_parameters_equals_one_process(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_gated_fsdp2)
@@ -646,6 +678,7 @@ def train_mixed_precision_alone(rho: float) -> list[Tensor]:
     return train(model, optimizer, [closure] * STEPS).weights
 
 
+@bfloat16
 @pytest.mark.works_with("sharded")
 def test_fsdp2_in_bfloat16_equals_one_process_in_bfloat16(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_mixed_precision)
@@ -669,6 +702,7 @@ def on_rank_counting() -> dict[str, int]:
     return {str(name).rpartition(".")[-1]: n for name, n in counter.get_comm_counts().items()}
 
 
+@fsdp2
 @pytest.mark.works_with("sharded")
 def test_fsdp2_perturbation_costs_one_all_reduce(ranks: Ranks) -> None:
     assert ranks.run(on_rank_counting) == [{"all_reduce": 1}] * 2
@@ -713,6 +747,7 @@ def on_rank_gathered(way: str) -> str:
     return str(error.value)
 
 
+@fsdp2
 @pytest.mark.works_with("sharded")
 @pytest.mark.parametrize("way", ["kept after backward", "forward pass after backward"])
 def test_fsdp2_weights_that_are_still_gathered_are_an_error(ranks: Ranks, way: str) -> None:
@@ -763,15 +798,15 @@ def on_rank_resuming(wrap: str, path: Path) -> tuple[Trained, float]:
 
 
 @pytest.mark.works_with("dcp")
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*unavailable or uninitialized")
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         ("DDP", "one process"),
-        ("FSDP2", "one process"),
+        pytest.param("FSDP2", "one process", marks=fsdp2),
         ("one process", "DDP"),
-        ("one process", "FSDP2"),
-        ("DDP", "FSDP2"),
+        pytest.param("one process", "FSDP2", marks=fsdp2),
+        pytest.param("DDP", "FSDP2", marks=fsdp2),
     ],
 )
 def test_checkpoint_resumed_on_other_ranks_equals_the_uninterrupted_run(
@@ -874,7 +909,7 @@ def on_rank_failing(wrap: str, folder: Path) -> None:
         (folder / f"{dist.get_rank()}.json").write_text(json.dumps(left))
 
 
-@pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("wrap", ["DDP", pytest.param("FSDP2", marks=fsdp2)])
 def test_rank_that_raises_in_the_second_pass_surfaces_and_holds_up_nobody(
     ranks: Ranks, tmp_path: Path, wrap: str
 ) -> None:

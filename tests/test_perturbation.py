@@ -600,6 +600,10 @@ def test_number_of_operator_calls_does_not_depend_on_the_number_of_tensors(
     assert 0 < counts[0] < (20 if device == "cpu" else 46)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch, "_foreach_clone"),
+    reason="This torch copies one tensor at a time; 2.10 does, 2.13 does not",
+)
 def test_not_even_a_view_is_taken_of_each_tensor_on_the_cpu() -> None:
     calls = [sam_part(tensors, size=3)[0].calls for tensors in (10, 100, 500)]
     assert calls[0] == calls[1] == calls[2]
