@@ -3,9 +3,9 @@
 The data are drawn here: 100 times the product of three numbers from 0 to 1, which is rarely large.
 
 It shows that the optimizer is named in ``configure_optimizers`` and nowhere else, since Lightning
-passes ``step`` the closure itself, and that ``RegionMetrics`` streams over the batches of
-validation and test. With ``rho=0`` the optimizer takes AdamW's own step. It does not show which
-method is better: one seed, data made up.
+passes ``step`` the closure itself; that the loss is logged in the pass at the clean weights only;
+and that ``RegionMetrics`` streams over the batches of validation and test. With ``rho=0`` the
+optimizer takes AdamW's own step. It does not show which method is better: one seed, data made up.
 
 Needs lightning and torchmetrics. Run it: ``python examples/lightning_module.py``
 """
@@ -36,7 +36,10 @@ class Regressor(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted loss; Lightning runs this twice a step."""
         inputs, targets = batch
-        return weighted_mean((self.network(inputs) - targets).abs(), self.weights(targets))
+        loss = weighted_mean((self.network(inputs) - targets).abs(), self.weights(targets))
+        if not self.optimizers().is_perturbed:
+            self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
