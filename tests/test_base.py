@@ -35,6 +35,16 @@ def closure_of(parameters: list[nn.Parameter]) -> Callable[[], Tensor]:
     return closure
 
 
+def set_descent_gradients(parameters: list[nn.Parameter]) -> None:
+    """Give each parameter the gradient at w + eps, by hand and on copies."""
+    gradients = torch.autograd.grad(loss_of(parameters), parameters)
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    moved = [p.detach() + RHO * g / norm for p, g in zip(parameters, gradients, strict=True)]
+    moved = [p.requires_grad_() for p in moved]
+    for p, h in zip(parameters, torch.autograd.grad(loss_of(moved), moved), strict=True):
+        p.grad = h
+
+
 def is_moved(optimizer: BalancedSAM, parameters: list[nn.Parameter]) -> list[bool]:
     """Return of each parameter whether the second pass sees it elsewhere."""
     before, moved = [p.detach().clone() for p in parameters], []
@@ -173,12 +183,7 @@ def test_wrapper_without_its_own_init_works_as_a_base(kind: type[Lookahead]) -> 
     base = kind(SGD(theirs, lr=0.1, momentum=0.9))
     for _ in range(5):
         optimizer.step(closure_of(ours))
-        gradients = torch.autograd.grad(loss_of(theirs), theirs)
-        norm = torch.cat([g.flatten() for g in gradients]).norm()
-        moved = [p.detach() + RHO * g / norm for p, g in zip(theirs, gradients, strict=True)]
-        moved = [p.requires_grad_() for p in moved]
-        for p, h in zip(theirs, torch.autograd.grad(loss_of(moved), moved), strict=True):
-            p.grad = h
+        set_descent_gradients(theirs)
         base.step()
     torch.testing.assert_close(ours, theirs)
     assert seen == ["hook"] * 5
@@ -301,12 +306,7 @@ def test_one_perturbation_serves_several_optimizers(bases: tuple[str, str]) -> N
         for optimizer in (*both[0], sam):
             optimizer.step()
 
-        gradients = torch.autograd.grad(loss_of(theirs), theirs)
-        norm = torch.cat([g.flatten() for g in gradients]).norm()
-        moved = [p.detach() + RHO * g / norm for p, g in zip(theirs, gradients, strict=True)]
-        moved = [p.requires_grad_() for p in moved]
-        for p, h in zip(theirs, torch.autograd.grad(loss_of(moved), moved), strict=True):
-            p.grad = h
+        set_descent_gradients(theirs)
         for optimizer in both[1]:
             optimizer.step()
     torch.testing.assert_close(ours, theirs)
