@@ -842,22 +842,22 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "tensor that the base does not train": (
         lambda: BalancedSAM([w, parameter(3, 4), parameter()], built()),
         ValueError,
-        r"but got 2 that it does not, of shapes \(3, 4\), \(\)\.",
+        r"but got 2 others, of shape \(3, 4\), of shape \(\)\.",
     ),
     "seven tensors that the base does not train": (
         lambda: BalancedSAM([w, *many], built()),
         ValueError,
-        r"but got 7 that it does not, of shapes \(1,\), \(2,\), \(3,\), \(4,\), \(5,\), \.\.\.",
+        r"but got 7 others, of shape \(1,\), .*, of shape \(5,\)\.",
     ),
     "base neither optimizer nor callable": (
         lambda: BalancedSAM([w], "SGD"),  # type: ignore[arg-type]
         TypeError,
-        r"Expected `base_optimizer` to be a torch\.optim\.Optimizer or a callable.*but got str",
+        r"Expected `base_optimizer` to be a torch\.optim\.Optimizer, or a callable.*but got str",
     ),
     "callable that returns no optimizer": (
         lambda: BalancedSAM([w], lambda params: list(params)),  # type: ignore[arg-type,return-value]
         TypeError,
-        r"to be, or to return, a torch\.optim\.Optimizer, but got list",
+        r"or a callable that makes one of `params`, but got list",
     ),
     "LBFGS": (
         lambda: BalancedSAM([w], torch.optim.LBFGS),

@@ -67,11 +67,9 @@ def check_resharded(buckets: Iterable[list[Tensor]]) -> None:
     # Read, not imported: it is there if something is sharded. Nothing public leads from a sharded
     # parameter to its module.
     states = sys.modules.get("torch.distributed._composable_state")  # 2.6 to 2.14
-    if states is None:
-        return
-    sharded = [bucket for bucket in buckets if hasattr(bucket[0], "placements")]
-    ours = {id(parameter) for bucket in sharded for parameter in bucket}
-    for reference in getattr(states, "_module_state_mapping", {}).values():  # 2.6 to 2.14
+    ours = {id(p) for bucket in buckets if hasattr(bucket[0], "placements") for p in bucket}
+    known = getattr(states, "_module_state_mapping", {}) if ours else {}  # 2.6 to 2.14
+    for reference in known.values():
         state = reference()
         one = getattr(state, "_fsdp_param_group", None)  # 2.6 to 2.12: one group or none
         for group in getattr(state, "_fsdp_param_groups", [one] if one else []):  # 2.13, 2.14

@@ -16,10 +16,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from balanced_sam._base import LeftOut, check_base, complete, left_out
+from balanced_sam._base import LeftOut, check_base, complete
 from balanced_sam._checks import check_callable, check_rho, check_type
 from balanced_sam._guards import HOOKS, not_traced
-from balanced_sam._lost_gradients import LastGradient, first_with_gradient
+from balanced_sam._lost_gradients import LastGradient, last_with_gradient
 from balanced_sam._perturbation import HALF_PRECISION, Buckets, Perturbation
 
 Loss = Tensor | float
@@ -58,6 +58,15 @@ class _Cycle:
                 f"Expected {call} after both passes, but got it inside a closure or a "
                 "`perturbed()` block."
             )
+
+
+def _of_the_base(name: str, doc: str) -> Any:
+    """Return a property that is the base optimizer's attribute."""
+    return property(
+        lambda self: getattr(self.base_optimizer, name),
+        lambda self, value: setattr(self.base_optimizer, name, value),
+        doc=doc,
+    )
 
 
 class BalancedSAM(Optimizer):
@@ -135,31 +144,22 @@ class BalancedSAM(Optimizer):
             raise TypeError(
                 "Expected `params` to be an iterable of tensors or group dicts, but got a tensor."
             )
-        out: list[Tensor] = []
-        if isinstance(base_optimizer, Optimizer):
-            base = base_optimizer
-            check_base(base, rho)
-            out = left_out(params, base)
-        elif callable(base_optimizer):
-            base = base_optimizer(params)
-            check_base(base, rho)
-        else:
-            raise TypeError(
-                "Expected `base_optimizer` to be a torch.optim.Optimizer or a callable that makes "
-                f"one of `params`, but got {type(base_optimizer).__name__}."
-            )
+        is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
+        base: Any = base_optimizer if is_built else base_optimizer(params)  # type: ignore[operator]
+        check_base(base, rho)
+        self._left_out = LeftOut.of(params, base) if is_built else LeftOut([], [])
         self._ascent_context = ascent_context
         self._descent_context = descent_context
-        complete(base)
+        self._adopt(base)
         # As one of its defaults the base itself gives every group, also later ones, its rho.
         base.defaults["rho"] = rho
-        self._adopt(base, out)
+        self._rhos()
 
-    def _adopt(self, base: Optimizer, out: list[Tensor]) -> None:
+    def _adopt(self, base: Optimizer) -> None:
         """Share the base optimizer's hooks: registered on either, they fire once, in its calls."""
+        complete(base)
         self.base_optimizer = base
         self._cycle = cycle = _Cycle()
-        self._left_out = LeftOut(out, base.param_groups) if out else None
         cycle.last_gradient.remember(base.param_groups)
         for name in HOOKS:
             setattr(self, name, getattr(base, name))
@@ -168,34 +168,16 @@ class BalancedSAM(Optimizer):
         for name in ("train", "eval"):
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
-        self._rhos()
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's parameter groups, ``rho`` beside ``lr``."""
-        return self.base_optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, param_groups: list[dict[str, Any]]) -> None:
-        self.base_optimizer.param_groups = param_groups
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base optimizer's state; nothing of the perturbation is in it."""
-        return self.base_optimizer.state
-
-    @state.setter
-    def state(self, state: defaultdict[Tensor, Any]) -> None:
-        self.base_optimizer.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The base optimizer's defaults and ``rho``."""
-        return self.base_optimizer.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base_optimizer.defaults = defaults
+    param_groups: list[dict[str, Any]] = _of_the_base(
+        "param_groups", "The base optimizer's parameter groups, ``rho`` beside ``lr``."
+    )
+    state: defaultdict[Tensor, Any] = _of_the_base(
+        "state", "The base optimizer's state; nothing of the perturbation is in it."
+    )
+    defaults: dict[str, Any] = _of_the_base(
+        "defaults", "The base optimizer's defaults and ``rho``."
+    )
 
     @property
     def is_perturbed(self) -> bool:
@@ -258,7 +240,7 @@ class BalancedSAM(Optimizer):
         ascent_context = self._ascent_context if any(rhos) else nullcontext
         with self._whole_cycle():
             loss = self._evaluate(ascent_closure, ascent_context)  # g = grad L(w)
-            perturbation = self._perturbation(rhos, scaler)  # rho * g / ||g||
+            perturbation = self._perturbation(scaler) if any(rhos) else None  # rho * g / ||g||
             if perturbation is not None:
                 with self._moved(perturbation):
                     self._evaluate(closure, self._descent_context)  # h = grad L(w + rho g / ||g||)
@@ -296,12 +278,13 @@ class BalancedSAM(Optimizer):
                 "micro-batches, call `backward` on each of them before the block and once more on "
                 "each inside it; to drop a block, clear its gradients."
             )
-        if first_with_gradient(self.param_groups) is None:
+        if last_with_gradient(self.param_groups) is None:
             raise ValueError(
                 "Expected gradients before a `perturbed()` block, but no parameter has one: call "
                 "`backward` on a loss of this optimizer's parameters first."
             )
-        with self._moved(Perturbation(*self._to_perturb(self._rhos()), cycle.buckets)):
+        self._rhos()
+        with self._moved(self._along_gradients()):
             yield
         cycle.last_gradient.remember(self.param_groups)
 
@@ -345,26 +328,24 @@ class BalancedSAM(Optimizer):
         for group, options in zip(self.param_groups, present, strict=True):
             if "rho" not in group:
                 group.update(options)
-        self._tensors_left_out()  # known in the groups that loading has made
+        self._left_out.tensors(self.param_groups)  # known in the groups that loading has made
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but hooks and the present cycle."""
-        names = ("base_optimizer", "_ascent_context", "_descent_context")
-        return {name: self.__dict__[name] for name in names} | {"out": self._tensors_left_out()}
+        names = ("base_optimizer", "_left_out", "_ascent_context", "_descent_context")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`__getstate__` returned."""
-        out = state.pop("out")
         self.__dict__.update(state)
-        complete(self.base_optimizer)
-        self._adopt(self.base_optimizer, out)
+        self._adopt(self.base_optimizer)
 
     @contextmanager
     def _whole_cycle(self) -> Iterator[None]:
         """Begin on cleared gradients, and leave no cycle open, however the block ends."""
         cycle = self._cycle
         has_lost, clearings = cycle.last_gradient.others_came(self.param_groups), cycle.clearings
-        self._tensors_left_out()  # what was replaced since is not kept alive any longer
+        self._left_out.tensors(self.param_groups)  # what was replaced is not kept alive longer
         self._clear_gradients()
         cycle.phase, cycle.losses, cycle.returned = _Phase.AT_W, [], None
         try:
@@ -388,7 +369,7 @@ class BalancedSAM(Optimizer):
         loss: Loss | None = None  # what is left where the context swallows an exception
         with context():
             loss = closure()
-        has_gradient = first_with_gradient(self.param_groups) is not None
+        has_gradient = last_with_gradient(self.param_groups) is not None
         if loss is None and not has_gradient:
             return None
         loss = _check_loss(loss)
@@ -415,11 +396,11 @@ class BalancedSAM(Optimizer):
                     "inside it."
                 )
 
-    def _perturbation(self, rhos: list[float], scaler: GradScaler | None) -> Perturbation | None:
+    def _perturbation(self, scaler: GradScaler | None) -> Perturbation | None:
         """Return rho * g / ||g|| of the gradients at hand; None where there is no second pass."""
-        if not any(rhos) or first_with_gradient(self.param_groups) is None:
+        if last_with_gradient(self.param_groups) is None:
             return None
-        perturbation = Perturbation(*self._to_perturb(rhos), self._cycle.buckets)
+        perturbation = self._along_gradients()
         # With a context such as `model.no_sync` each process has a gradient of its own. One that
         # skipped the second pass would let the others wait for ever, so none does: where it
         # overflowed the weights stay, and its second gradient tells the others.
@@ -431,23 +412,19 @@ class BalancedSAM(Optimizer):
         self._cycle.losses.append(torch.nan)
         return None
 
-    def _to_perturb(self, rhos: list[float]) -> tuple[list[Tensor], list[float]]:
-        """Return every parameter to perturb, and the radius of each."""
+    def _along_gradients(self) -> Perturbation:
+        """Return the perturbation of every parameter that is to be perturbed and has a gradient."""
         parameters: list[Tensor] = []
         radii: list[float] = []
-        out = {id(tensor) for tensor in self._tensors_left_out()}
-        for group, rho in zip(self.param_groups, rhos, strict=True):
-            members = group["params"] if rho else []
-            if out:
-                members = [p for p in members if id(p) not in out]
-            parameters += members
+        out = {id(tensor) for tensor in self._left_out.tensors(self.param_groups)}
+        for group in self.param_groups:
             # What is maximized is worst where it is smallest.
-            radii += [-rho if group.get("maximize") else rho] * len(members)
-        return parameters, radii
-
-    def _tensors_left_out(self) -> list[Tensor]:
-        """Return the tensors that are never perturbed."""
-        return [] if self._left_out is None else self._left_out.tensors(self.param_groups)
+            radius = -group["rho"] if group.get("maximize") else group["rho"]
+            if radius:
+                found = [p for p in group["params"] if p.grad is not None and id(p) not in out]
+                parameters += found
+                radii += [radius] * len(found)
+        return Perturbation(parameters, radii, self._cycle.buckets)
 
     @contextmanager
     def _moved(self, perturbation: Perturbation) -> Iterator[None]:
@@ -471,7 +448,7 @@ class BalancedSAM(Optimizer):
     def _descend(self, scaler: GradScaler | None, *, unscales: bool = True) -> None:
         """Let the base optimizer, or the scaler for it, use the gradients at hand, if any."""
         self._cycle.phase = None
-        if first_with_gradient(self.param_groups) is None:
+        if last_with_gradient(self.param_groups) is None:
             return
         try:
             if scaler is None:
@@ -500,7 +477,7 @@ class BalancedSAM(Optimizer):
             )
         if not is_due and any(group.get("lr", 1) != 0 for group in self.param_groups):
             raise RuntimeError(_STEP_ALONE)
-        if is_due and first_with_gradient(self.param_groups) is None:
+        if is_due and last_with_gradient(self.param_groups) is None:
             self._warn_once(
                 "BalancedSAM.step() does nothing where the `perturbed()` block leaves no gradient: "
                 "call `backward` inside it, and clear no gradient before the step."

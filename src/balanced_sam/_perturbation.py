@@ -33,7 +33,7 @@ class Bucket:
     """Parameters of one kind, so that one foreach call serves them all."""
 
     parameters: list[Tensor] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # among all parameters with a gradient
+    places: list[int] = field(default_factory=list)  # among all that are perturbed
     room: list[Tensor] | None = None
 
     def copies(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -41,7 +41,7 @@ class Bucket:
         if self.room is not None:
             foreach_copy_(self.room, tensors)
             return self.room
-        copies: list[Tensor] = list(foreach_clone(tensors))
+        copies = foreach_clone(tensors)
         # On the CPU memory that is given back goes to the operating system, which clears each page
         # of it before the next step gets it: that takes longer than the copy. Elsewhere torch's
         # allocator keeps it, and the copies of a captured graph must be its own.
@@ -71,15 +71,6 @@ class Buckets:
         return self._buckets
 
 
-@dataclass
-class _Move:
-    """What is added to the parameters of a bucket: the additions times a number."""
-
-    bucket: Bucket
-    additions: list[Tensor]
-    alpha: float = 1.0
-
-
 class Perturbation:
     r"""The ascent step :math:`\hat\epsilon = \rho \, g / \lVert g \rVert_2`, there and back.
 
@@ -87,7 +78,7 @@ class Perturbation:
     :meth:`apply` takes up memory.
 
     Args:
-        parameters: Parameters to move; those without a gradient are left alone.
+        parameters: Parameters to move, each of which has a gradient.
         radii: The radius of each; negative for a move against the gradient.
         buckets: Those of the steps before.
 
@@ -97,37 +88,34 @@ class Perturbation:
     """
 
     def __init__(self, parameters: list[Tensor], radii: list[float], buckets: Buckets) -> None:
-        gradients = [parameter.grad for parameter in parameters]
-        if type(None) in set(map(type, gradients)):
-            places = [i for i, gradient in enumerate(gradients) if gradient is not None]
-            parameters, radii = [parameters[i] for i in places], [radii[i] for i in places]
-        found = [gradient for gradient in gradients if gradient is not None]
-        if True in set(map(_requires_grad, found)):
+        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        if True in set(map(_requires_grad, gradients)):
             # They have a graph of their own after `backward(create_graph=True)`.
-            found = [gradient.detach() for gradient in found]
-        kinds = buckets.of(parameters, found)
-        of_kinds = [_gradients(bucket, found) for bucket in kinds]
-        self.has_half_precision = any(b.parameters[0].dtype in HALF_PRECISION for b in kinds)
+            gradients = [gradient.detach() for gradient in gradients]
+        kinds = buckets.of(parameters, gradients)
+        of_kinds = [_gradients(kind, gradients) for kind in kinds]
+        self.has_half_precision = any(k.parameters[0].dtype in HALF_PRECISION for k in kinds)
         self.norm = _total_norm(of_kinds)
+        # Where the host sees that it is no finite step there is none.
         self._moves = [
-            move
-            for bucket, gradients_of_kind in zip(kinds, of_kinds, strict=True)
-            if (move := _move(bucket, gradients_of_kind, radii, self.norm)) is not None
+            (kind, move)
+            for kind, of_kind in zip(kinds, of_kinds, strict=True)
+            if (move := _move(kind, of_kind, radii, self.norm)) is not None
         ]
         self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def apply(self) -> None:
         """Move the parameters to w + eps, once."""
         check_no_parametrization_cache()
-        check_resharded(move.bucket.parameters for move in self._moves)
+        check_resharded(kind.parameters for kind, _ in self._moves)
         with torch.no_grad():
-            for move in self._moves:
-                tensors = _local(move.bucket.parameters)
-                self._saved.append((tensors, move.bucket.copies(tensors)))
+            for kind, _ in self._moves:
+                tensors = _local(kind.parameters)
+                self._saved.append((tensors, kind.copies(tensors)))
             # Autocast keeps half-precision copies of the weights: each pass must make its own.
             torch.clear_autocast_cache()
-            for move, (tensors, _) in zip(self._moves, self._saved, strict=True):
-                foreach_add_(tensors, move.additions, alpha=move.alpha)
+            for (tensors, _), (_, (additions, alpha)) in zip(self._saved, self._moves, strict=True):
+                foreach_add_(tensors, additions, alpha=alpha)
         # Else the gradients would take up memory during the second pass.
         self._moves.clear()
 
@@ -148,50 +136,45 @@ def _by_kind(parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
             continue
         seen.add(id(parameter))
         check_not_flattened(parameter)
-        key: tuple[object, ...] = (
-            parameter.device,
-            parameter.dtype,
-            gradient.dtype,
-            gradient.layout,
-            getattr(parameter, "placements", None),
-            getattr(parameter, "device_mesh", None),
-        )
-        bucket = buckets.setdefault(key, Bucket())
+        sharding = [getattr(parameter, name, None) for name in ("placements", "device_mesh")]
+        kind = (parameter.device, parameter.dtype, gradient.dtype, gradient.layout, *sharding)
+        bucket = buckets.setdefault(kind, Bucket())
         bucket.parameters.append(parameter)
         bucket.places.append(place)
     return list(buckets.values())
 
 
-def _gradients(bucket: Bucket, gradients: list[Tensor]) -> list[Tensor]:
+def _gradients(kind: Bucket, gradients: list[Tensor]) -> list[Tensor]:
     """Return the gradients of a bucket's parameters, fit for arithmetic."""
-    if len(bucket.places) < len(gradients):
-        gradients = [gradients[place] for place in bucket.places]
-    placements = getattr(bucket.parameters[0], "placements", None)
-    if placements is not None:
-        # Under tensor parallelism that of a replicated parameter is a partial sum on each rank.
-        return [
-            g if g.placements == placements else g.redistribute(placements=placements)  # type: ignore[attr-defined]
-            for g in gradients
-        ]
-    return [g.coalesce() for g in gradients] if gradients[0].is_sparse else gradients
+    if len(kind.places) < len(gradients):
+        gradients = [gradients[place] for place in kind.places]
+    if gradients[0].is_sparse:
+        return [gradient.coalesce() for gradient in gradients]
+    placements = getattr(kind.parameters[0], "placements", None)
+    if placements is None:
+        return gradients
+    # Under tensor parallelism that of a replicated parameter is a partial sum on each rank.
+    return [
+        g if g.placements == placements else g.redistribute(placements=placements)  # type: ignore[attr-defined]
+        for g in gradients
+    ]
 
 
 def _total_norm(gradients: list[list[Tensor]]) -> Tensor:
     """Return the L2 norm of all gradients, on the first one's device; 0 if there are none."""
-    norms = [_norm(_values(tensors)) for tensors in gradients]
+    norms = [_norm(tensors) for tensors in gradients]
     if len(norms) < 2:
         return norms[0] if norms else torch.zeros(())
     dtype = torch.float64 if any(n.dtype is torch.float64 for n in norms) else torch.float32
     alike = [_send(norm.to(dtype), norms[0].device) for norm in norms]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(alike))
-    return total
+    return torch.linalg.vector_norm(torch.stack(alike))  # type: ignore[no-any-return]
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Return the L2 norm of tensors that share device and dtype, over every shard of them."""
     # Summed in 16 bits, a norm above 65504 would be infinite and the perturbation would vanish.
     dtype = torch.float32 if tensors[0].dtype in HALF_PRECISION else None
-    norms = foreach_norm(tensors, 2, dtype=dtype)
+    norms = foreach_norm(_values(tensors), 2, dtype=dtype)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     # A DTensor, told by its method: importing its class would double this package's import time.
     full_tensor: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)
@@ -199,24 +182,24 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 
 def _move(
-    bucket: Bucket, gradients: list[Tensor], radii: list[float], norm: Tensor
-) -> _Move | None:
-    """Return the move by radius * g / norm; None where the host sees that it is no finite step."""
+    kind: Bucket, gradients: list[Tensor], radii: list[float], norm: Tensor
+) -> tuple[list[Tensor], float] | None:
+    """Return radius * g / norm as additions to the parameters and the number that they take."""
     gradients = _local(gradients)
-    parameter, radius = bucket.parameters[0], radii[bucket.places[0]]
+    device, radius = kind.parameters[0].device, radii[kind.places[0]]
     # One bucket for all radii: each gradient has its own, relative to the first.
-    shares = [radii[i] / radius for i in bucket.places] if len(set(radii)) > 1 else None
+    shares = [radii[i] / radius for i in kind.places] if len(set(radii)) > 1 else None
     if gradients[0].dtype is torch.float16:
         # A scale below 6e-8 is 0 in float16, and float16 gradients of a scaled loss need one.
         gradients = [gradient.to(torch.float32) for gradient in gradients]
-    if parameter.device.type == "cpu" and norm.device.type == "cpu":
+    if device.type == norm.device.type == "cpu":
         # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
         length = norm.item()
         scale = radius / length if length else math.inf
         if not 0 < abs(scale) <= torch.finfo(norm.dtype).max:
             return None
-        return _Move(bucket, gradients if shares is None else _times(gradients, shares), scale)
-    norm = _send(norm, parameter.device)
+        return (gradients if shares is None else _times(gradients, shares)), scale
+    norm = _send(norm, device)
     is_valid = torch.isfinite(norm) & torch.isfinite(radius / norm)
     # In memory of their own: gradients may share theirs, with each other and with the user's.
     additions = _times(gradients, torch.where(is_valid, radius / norm, 0))
@@ -227,7 +210,7 @@ def _move(
     # nothing without the host having to ask whether it is broken.
     bits = [_as_integers(value) for value in values]
     foreach_mul_(bits, is_valid.to(bits[0].dtype))
-    return _Move(bucket, additions)
+    return additions, 1.0
 
 
 def _times(tensors: list[Tensor], factors: Tensor | list[float]) -> list[Tensor]:
