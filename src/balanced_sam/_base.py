@@ -18,17 +18,13 @@ Groups = list[dict[str, Any]]
 def check_base(base: object, rho: float) -> None:
     """Raise if ``base`` cannot descend for us; leave it as it is."""
     name = type(base).__name__
-    if not isinstance(base, Optimizer):
+    if not (
+        isinstance(base, Optimizer) and hasattr(base, "param_groups") and hasattr(base, "state")
+    ):
         raise TypeError(
-            "Expected `base_optimizer` to be a torch.optim.Optimizer, or a callable that makes one "
-            f"of `params`, but got {name}."
+            "Expected `base_optimizer` to be a torch.optim.Optimizer with `param_groups` and "
+            f"`state`, or a callable that makes one of `params`, but got {name}."
         )
-    for needed in ("param_groups", "state"):
-        if not hasattr(base, needed):
-            raise TypeError(
-                f"Expected `base_optimizer` to have `param_groups` and `state`, but {name} has no "
-                f"`{needed}`."
-            )
     if "rho" in getattr(base, "defaults", {}):
         raise ValueError(
             f"Expected `base_optimizer` to have no option `rho` yet, but got {name} with "
@@ -78,9 +74,8 @@ class LeftOut:
         for tensor in tensors:
             if isinstance(tensor, dict):
                 raise ValueError(
-                    "Expected `params` to be a flat iterable of tensors beside a built base "
-                    "optimizer, but got a group dict: options such as `rho` belong in the base's "
-                    "own groups, or pass the optimizer's class in the base's place."
+                    "Expected `params` to be a flat iterable of tensors beside a built base, but "
+                    "got a group dict: options such as `rho` belong in the base's own groups."
                 )
             if not isinstance(tensor, Tensor):
                 raise TypeError(

@@ -23,8 +23,6 @@ def check_callable(name: str, value: object) -> None:
 
 def check_number(name: str, value: object) -> float:
     """Return ``value`` as a float; raise if it is no number."""
-    if type(value) is float:  # Nearly always, and to ask an abstract class takes long.
-        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"Expected `{name}` to be a number, but got {type(value).__name__}.")
     return float(value)
@@ -32,8 +30,8 @@ def check_number(name: str, value: object) -> float:
 
 def check_rho(rho: object) -> float:
     """Return ``rho`` as a float; raise if it is not a non-negative, finite number."""
-    value = check_number("rho", rho)
-    if not (math.isfinite(value) and value >= 0):
+    value = rho if type(rho) is float else check_number("rho", rho)
+    if not 0 <= value < math.inf:
         raise ValueError(f"Expected `rho` to be non-negative and finite, but got rho={rho}.")
     return value
 

@@ -48,8 +48,7 @@ def check_not_flattened(parameter: Tensor) -> None:
     if getattr(parameter, "_fsdp_flattened", False):  # 2.6 to 2.14
         raise TypeError(
             "Expected parameters sharded by FSDP2 (`fully_shard`), but got some that "
-            "`FullyShardedDataParallel` flattened: each process would perturb along its own "
-            "shard's norm."
+            "`FullyShardedDataParallel` flattened: their norm is not known to each process."
         )
 
 

@@ -140,10 +140,6 @@ class BalancedSAM(Optimizer):
         rho = check_rho(rho)
         check_callable("ascent_context", ascent_context)
         check_callable("descent_context", descent_context)
-        if isinstance(params, Tensor):
-            raise TypeError(
-                "Expected `params` to be an iterable of tensors or group dicts, but got a tensor."
-            )
         is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
         base: Any = base_optimizer if is_built else base_optimizer(params)  # type: ignore[operator]
         check_base(base, rho)
@@ -161,11 +157,9 @@ class BalancedSAM(Optimizer):
         self.base_optimizer = base
         self._cycle = cycle = _Cycle()
         cycle.last_gradient.remember(base.param_groups)
-        for name in HOOKS:
-            setattr(self, name, getattr(base, name))
         base.register_step_pre_hook(lambda *_: cycle.check_outside("the base optimizer's step"))
-        # Trainers look for them: the weights that schedule-free optimizers evaluate are others.
-        for name in ("train", "eval"):
+        # Trainers look for train and eval: schedule-free optimizers evaluate other weights.
+        for name in (*HOOKS, "train", "eval"):
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
 
@@ -274,9 +268,8 @@ class BalancedSAM(Optimizer):
         cycle.check_outside("`perturbed()`")
         if cycle.phase is _Phase.STEP_DUE and cycle.last_gradient.is_there():
             raise RuntimeError(
-                "Expected `step()` after a `perturbed()` block, but got a second block. For "
-                "micro-batches, call `backward` on each of them before the block and once more on "
-                "each inside it; to drop a block, clear its gradients."
+                "Expected `step()` after a `perturbed()` block, but got a second block. Call "
+                "`backward` on every micro-batch before the block, and again inside it."
             )
         if last_with_gradient(self.param_groups) is None:
             raise ValueError(
@@ -322,13 +315,11 @@ class BalancedSAM(Optimizer):
         Args:
             state_dict: What ``state_dict()`` returned; groups without ``rho`` keep the present one.
         """
-        names = ("rho", "initial_rho")
-        present = [{k: group[k] for k in names if k in group} for group in self.param_groups]
+        before = self.param_groups
         self.base_optimizer.load_state_dict(state_dict)
-        for group, options in zip(self.param_groups, present, strict=True):
+        for group, old in zip(self.param_groups, before, strict=True):
             if "rho" not in group:
-                group.update(options)
-        self._left_out.tensors(self.param_groups)  # known in the groups that loading has made
+                group |= {key: old[key] for key in ("rho", "initial_rho") if key in old}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but hooks and the present cycle."""
@@ -375,26 +366,19 @@ class BalancedSAM(Optimizer):
         loss = _check_loss(loss)
         if not has_gradient:
             self._warn_once(
-                "BalancedSAM.step(closure) does nothing where the closure leaves no gradient: it "
-                "must call `backward` on a loss of this optimizer's parameters, and return None "
-                "to skip a batch."
+                "BalancedSAM.step(closure) does nothing where the closure leaves no gradient: call "
+                "`backward` in it on a loss of these parameters, or return None to skip a batch."
             )
-        self._check_anew(loss)
-        # A copy: a captured graph writes the next loss over this one.
-        loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+        if isinstance(loss, Tensor):
+            before, self._cycle.returned = self._cycle.returned, weakref.ref(loss)
+            if before is not None and before() is loss and loss.grad_fn is not None:
+                self._warn_once(
+                    "The closure of BalancedSAM.step returned the same tensor twice: compute the "
+                    "loss inside it. A forward pass outside does not see the perturbation."
+                )
+            loss = loss.detach().clone()  # a captured graph writes the next loss over this one
         self._cycle.losses.append(loss)
         return loss
-
-    def _check_anew(self, loss: Loss) -> None:
-        """Warn if both calls of the closure return one tensor."""
-        if isinstance(loss, Tensor) and loss.grad_fn is not None:
-            before, self._cycle.returned = self._cycle.returned, weakref.ref(loss)
-            if before is not None and before() is loss:
-                self._warn_once(
-                    "The closure of BalancedSAM.step returned the same tensor twice: a forward "
-                    "pass outside the closure does not see the perturbation. Compute the loss "
-                    "inside it."
-                )
 
     def _perturbation(self, scaler: GradScaler | None) -> Perturbation | None:
         """Return rho * g / ||g|| of the gradients at hand; None where there is no second pass."""
@@ -431,9 +415,8 @@ class BalancedSAM(Optimizer):
         """Hold the parameters at w + eps, on cleared gradients; put w back bit for bit."""
         if perturbation.has_half_precision:
             self._warn_once(
-                "BalancedSAM perturbs weights stored in 16 bits: most coordinates round back to "
-                "where they were and the perturbation points elsewhere. Keep the weights in "
-                "float32 and use autocast."
+                "BalancedSAM perturbs weights stored in 16 bits: most of them round back, and the "
+                "perturbation points elsewhere. Keep the weights in float32 and use autocast."
             )
         self._clear_gradients()
         self._cycle.phase = _Phase.PERTURBED
@@ -451,20 +434,16 @@ class BalancedSAM(Optimizer):
         if last_with_gradient(self.param_groups) is None:
             return
         try:
-            if scaler is None:
-                self.base_optimizer.step()
-                return
-            if unscales:
+            if scaler is not None and unscales:
                 # A fused base would unscale only after the step hooks, which may clip.
                 scaler.unscale_(self.base_optimizer)
-            scaler.step(self.base_optimizer)
+            self.base_optimizer.step() if scaler is None else scaler.step(self.base_optimizer)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
             raise RuntimeError(
                 "Expected a base optimizer that takes the gradients as they are, but "
-                f"{type(self.base_optimizer).__name__} differentiates them again, and the weights "
-                "of their graph have been put back since."
+                f"{type(self.base_optimizer).__name__} differentiates them again, at other weights."
             ) from error
 
     def _end_manual_cycle(self, closure: Closure | None, scaler: GradScaler | None) -> None:

@@ -8,17 +8,7 @@ from operator import attrgetter, is_
 import torch
 from torch import Tensor
 
-from balanced_sam._guards import (
-    check_no_parametrization_cache,
-    check_not_flattened,
-    check_resharded,
-    foreach_add_,
-    foreach_clone,
-    foreach_copy_,
-    foreach_mul,
-    foreach_mul_,
-    foreach_norm,
-)
+from balanced_sam import _guards
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,9 +29,9 @@ class Bucket:
     def copies(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return exact copies of the tensors."""
         if self.room is not None:
-            foreach_copy_(self.room, tensors)
+            _guards.foreach_copy_(self.room, tensors)
             return self.room
-        copies = foreach_clone(tensors)
+        copies = _guards.foreach_clone(tensors)
         # On the CPU memory that is given back goes to the operating system, which clears each page
         # of it before the next step gets it: that takes longer than the copy. Elsewhere torch's
         # allocator keeps it, and the copies of a captured graph must be its own.
@@ -96,26 +86,25 @@ class Perturbation:
         of_kinds = [_gradients(kind, gradients) for kind in kinds]
         self.has_half_precision = any(k.parameters[0].dtype in HALF_PRECISION for k in kinds)
         self.norm = _total_norm(of_kinds)
-        # Where the host sees that it is no finite step there is none.
-        self._moves = [
-            (kind, move)
-            for kind, of_kind in zip(kinds, of_kinds, strict=True)
-            if (move := _move(kind, of_kind, radii, self.norm)) is not None
-        ]
+        self._moves: list[tuple[Bucket, list[Tensor], float]] = []
+        for kind, of_kind in zip(kinds, of_kinds, strict=True):
+            additions, alpha = _move(kind, of_kind, radii, self.norm)
+            if alpha:  # Else the host has seen that it is no finite step.
+                self._moves.append((kind, additions, alpha))
         self._saved: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def apply(self) -> None:
         """Move the parameters to w + eps, once."""
-        check_no_parametrization_cache()
-        check_resharded(kind.parameters for kind, _ in self._moves)
+        _guards.check_no_parametrization_cache()
+        _guards.check_resharded([kind.parameters for kind, _, _ in self._moves])
         with torch.no_grad():
-            for kind, _ in self._moves:
+            for kind, _, _ in self._moves:
                 tensors = _local(kind.parameters)
                 self._saved.append((tensors, kind.copies(tensors)))
             # Autocast keeps half-precision copies of the weights: each pass must make its own.
             torch.clear_autocast_cache()
-            for (tensors, _), (_, (additions, alpha)) in zip(self._saved, self._moves, strict=True):
-                foreach_add_(tensors, additions, alpha=alpha)
+            for (tensors, _), (_, additions, alpha) in zip(self._saved, self._moves, strict=True):
+                _guards.foreach_add_(tensors, additions, alpha=alpha)
         # Else the gradients would take up memory during the second pass.
         self._moves.clear()
 
@@ -123,7 +112,7 @@ class Perturbation:
         """Put w back bit for bit, also where :meth:`apply` failed halfway."""
         with torch.no_grad():
             for tensors, copies in self._saved:
-                foreach_copy_(tensors, copies)
+                _guards.foreach_copy_(tensors, copies)
         torch.clear_autocast_cache()
 
 
@@ -135,7 +124,7 @@ def _by_kind(parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        check_not_flattened(parameter)
+        _guards.check_not_flattened(parameter)
         sharding = [getattr(parameter, name, None) for name in ("placements", "device_mesh")]
         kind = (parameter.device, parameter.dtype, gradient.dtype, gradient.layout, *sharding)
         bucket = buckets.setdefault(kind, Bucket())
@@ -146,8 +135,7 @@ def _by_kind(parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
 
 def _gradients(kind: Bucket, gradients: list[Tensor]) -> list[Tensor]:
     """Return the gradients of a bucket's parameters, fit for arithmetic."""
-    if len(kind.places) < len(gradients):
-        gradients = [gradients[place] for place in kind.places]
+    gradients = [gradients[place] for place in kind.places]
     if gradients[0].is_sparse:
         return [gradient.coalesce() for gradient in gradients]
     placements = getattr(kind.parameters[0], "placements", None)
@@ -174,17 +162,16 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     """Return the L2 norm of tensors that share device and dtype, over every shard of them."""
     # Summed in 16 bits, a norm above 65504 would be infinite and the perturbation would vanish.
     dtype = torch.float32 if tensors[0].dtype in HALF_PRECISION else None
-    norms = foreach_norm(_values(tensors), 2, dtype=dtype)
+    norms = _guards.foreach_norm(_values(tensors), 2, dtype=dtype)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     # A DTensor, told by its method: importing its class would double this package's import time.
-    full_tensor: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)
-    return norm if full_tensor is None else full_tensor()
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def _move(
     kind: Bucket, gradients: list[Tensor], radii: list[float], norm: Tensor
-) -> tuple[list[Tensor], float] | None:
-    """Return radius * g / norm as additions to the parameters and the number that they take."""
+) -> tuple[list[Tensor], float]:
+    """Return radius * g / norm: what to add, and how many times; 0 times if that is not finite."""
     gradients = _local(gradients)
     device, radius = kind.parameters[0].device, radii[kind.places[0]]
     # One bucket for all radii: each gradient has its own, relative to the first.
@@ -196,29 +183,29 @@ def _move(
         # Nothing to wait for on the CPU, and a plain number saves two passes over the gradients.
         length = norm.item()
         scale = radius / length if length else math.inf
-        if not 0 < abs(scale) <= torch.finfo(norm.dtype).max:
-            return None
-        return (gradients if shares is None else _times(gradients, shares)), scale
+        if not abs(scale) <= torch.finfo(norm.dtype).max:  # inf or NaN
+            scale = 0.0
+        return gradients if shares is None else _times(gradients, shares), scale
     norm = _send(norm, device)
     is_valid = torch.isfinite(norm) & torch.isfinite(radius / norm)
     # In memory of their own: gradients may share theirs, with each other and with the user's.
     additions = _times(gradients, torch.where(is_valid, radius / norm, 0))
     values = _values(additions)
     if shares is not None:
-        foreach_mul_(values, shares)
+        _guards.foreach_mul_(values, shares)
     # 0 times NaN is NaN. As integers the same bits become 0, so that a broken gradient moves
     # nothing without the host having to ask whether it is broken.
     bits = [_as_integers(value) for value in values]
-    foreach_mul_(bits, is_valid.to(bits[0].dtype))
+    _guards.foreach_mul_(bits, is_valid.to(bits[0].dtype))
     return additions, 1.0
 
 
 def _times(tensors: list[Tensor], factors: Tensor | list[float]) -> list[Tensor]:
     """Return the tensors times one factor or one each, in memory of their own."""
     if not tensors[0].is_sparse:
-        return list(foreach_mul(tensors, factors))
+        return list(_guards.foreach_mul(tensors, factors))
     products = [tensor.clone() for tensor in tensors]
-    foreach_mul_(_values(products), factors)
+    _guards.foreach_mul_(_values(products), factors)
     return products
 
 

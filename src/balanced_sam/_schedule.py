@@ -1,19 +1,17 @@
 """Schedules of rho."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
-from balanced_sam._checks import check_rho, check_type
-
-RhoLambda = Callable[[int], float]
+from balanced_sam._checks import check_callable, check_rho, check_type
 
 
-class LambdaRho(LRScheduler):
+class LambdaRho(LambdaLR):
     r"""Multiply each group's initial rho by a function of the step, as ``LambdaLR`` does for lr.
 
     .. math:: \rho_t = \rho_0 \cdot \mathit{rho\_lambda}(t)
@@ -24,7 +22,7 @@ class LambdaRho(LRScheduler):
     - late start: ``lambda t: float(t >= 5000)``
     - every third step: ``lambda t: float(t % 3 == 0)``
 
-    It is an ``LRScheduler``, so that trainers accept it beside the learning rate's, but leaves the
+    It is a ``LambdaLR``, so that trainers accept it beside the learning rate's, but leaves the
     learning rate alone. Each group keeps its initial rho under ``initial_rho``, as it keeps
     ``initial_lr``: in the checkpoint of the optimizer, and for every schedule made later. A group
     added later starts from the rho it was added with.
@@ -53,32 +51,41 @@ class LambdaRho(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        rho_lambda: RhoLambda | Sequence[RhoLambda],
+        rho_lambda: Callable[[int], float] | list[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
         check_type("optimizer", optimizer, Optimizer)
-        groups = optimizer.param_groups
-        if not all("rho" in group for group in groups):
+        if not all("rho" in group for group in optimizer.param_groups):
             raise ValueError(
                 "Expected `optimizer` to have a `rho` in every parameter group, as BalancedSAM "
                 f"has, but got {type(optimizer).__name__}."
             )
-        rho_lambdas = [rho_lambda] * len(groups) if callable(rho_lambda) else rho_lambda
-        if not (isinstance(rho_lambdas, Sequence) and all(map(callable, rho_lambdas))):
-            raise TypeError(
-                "Expected `rho_lambda` to be a function or a sequence of one function a group, but "
-                f"got {rho_lambda!r}."
-            )
-        if len(rho_lambdas) != len(groups):
-            raise ValueError(
-                f"Expected `rho_lambda` to hold one function a group, {len(groups)}, but got "
-                f"{len(rho_lambdas)}."
-            )
-        self.rho_lambdas = list(rho_lambdas)
-        for group in groups:
+        for function in rho_lambda if isinstance(rho_lambda, list | tuple) else [rho_lambda]:
+            check_callable("rho_lambda", function)
+        for group in optimizer.param_groups:
             # What torch asks for where a run is gone on with; no learning rate is changed here.
             group.setdefault("initial_lr", group["lr"])
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, rho_lambda, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Set every group's rho for this step; return the learning rates as they are."""
+        groups = self.optimizer.param_groups
+        for i, group in enumerate(groups):
+            rho = group.setdefault("rho", self.optimizer.defaults["rho"])
+            group.setdefault("initial_rho", check_rho(rho))
+            self._set_rho(i, group)
+        return [group["lr"] for group in groups]
+
+    def _set_rho(self, i: int, group: dict[str, Any]) -> None:
+        """Give the i-th group the rho of the present step."""
+        # The last function also serves the groups added later.
+        factor = float(self.lr_lambdas[min(i, len(self.lr_lambdas) - 1)](self.last_epoch))
+        if not 0 <= factor < math.inf:
+            raise ValueError(
+                "Expected `rho_lambda` to return a non-negative, finite factor, but got "
+                f"{factor} at step {self.last_epoch}."
+            )
+        group["rho"] = group["initial_rho"] * factor
 
     @property
     def base_rhos(self) -> list[float]:
@@ -86,20 +93,9 @@ class LambdaRho(LRScheduler):
         groups = self.optimizer.param_groups
         return [group["initial_rho"] for group in groups if "initial_rho" in group]
 
-    def get_lr(self) -> list[float | Tensor]:
-        """Set every group's rho for this step; return the learning rates as they are."""
-        groups = self.optimizer.param_groups
-        for group in groups:
-            rho = group.setdefault("rho", self.optimizer.defaults["rho"])
-            group.setdefault("initial_rho", check_rho(rho))
-        self._set_rho()
-        return [group["lr"] for group in groups]
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the step and the initial rhos; the functions themselves are not saved."""
-        state = super().state_dict() | {"base_rhos": self.base_rhos}
-        del state["rho_lambdas"]
-        return state
+        """Return the step and the initial rhos; of the functions only what objects hold."""
+        return super().state_dict() | {"base_rhos": self.base_rhos}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume: restore the step and the initial rhos, and set every group's rho by them.
@@ -118,19 +114,8 @@ class LambdaRho(LRScheduler):
             )
         initial_rhos = state.pop("base_rhos")
         super().load_state_dict(state)
-        for group, rho in zip(self.optimizer.param_groups, initial_rhos, strict=False):
+        for i, (group, rho) in enumerate(
+            zip(self.optimizer.param_groups, initial_rhos, strict=False)
+        ):
             group["initial_rho"] = rho
-        self._set_rho()
-
-    def _set_rho(self) -> None:
-        """Give every group whose initial rho is known the rho of the present step."""
-        for i, group in enumerate(self.optimizer.param_groups):
-            if "initial_rho" in group:
-                # The last function also serves the groups added later.
-                factor = float(self.rho_lambdas[min(i, len(self.rho_lambdas) - 1)](self.last_epoch))
-                if not 0 <= factor < math.inf:
-                    raise ValueError(
-                        "Expected `rho_lambda` to return a non-negative, finite factor, but got "
-                        f"{factor} at step {self.last_epoch}."
-                    )
-                group["rho"] = group["initial_rho"] * factor
+            self._set_rho(i, group)
