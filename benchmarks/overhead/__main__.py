@@ -1,14 +1,12 @@
 """Measure what Balanced SAM costs beyond its two passes: ``python -m benchmarks.overhead``.
 
-Beside it run other implementations of SAM (the extra ``peers``), a loop of two passes without any,
-and a copy of as much memory as it moves, all in turns.
+Beside it run other implementations of SAM (the extra ``peers``) and a loop of two passes without
+any, all in turns.
 """
 
 import argparse
 import os
 import re
-from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,20 @@ from tqdm import tqdm
 from benchmarks.overhead import figures, gpu, report
 from benchmarks.overhead.contenders import PEERS, available, missing
 from benchmarks.overhead.measuring import (
+    MANY,
     all_counts,
-    one_process,
+    calls_by_groups,
     sam_part,
     shapes_of,
     whole_step,
 )
 from benchmarks.overhead.timing import Rounds, significant
-from benchmarks.overhead.workloads import WORKLOADS, Case
+from benchmarks.overhead.workloads import Case
 from benchmarks.provenance import device_name, git_state
 from benchmarks.store import COMMITTED, write_json
 from benchmarks.tables import markdown
 
-CPU_PARTS = ("mlp", "500 tensors", "resnet18", "resnet50")
+CPU_PARTS = ("mlp", "500 tensors", "resnet18", "resnet50", MANY)
 CPU_CASES = (
     Case("mlp"),
     Case("mlp", "bfloat16"),
@@ -42,13 +41,14 @@ CPU_CASES = (
 """In bfloat16 the MLP alone: a CPU without such instructions takes six times as long."""
 CUDA_PARTS = (*CPU_PARTS, "vit_b")
 CUDA_CASES = (
-    *(Case(name) for name in CUDA_PARTS),
-    *(Case(name, "bfloat16") for name in CUDA_PARTS),
+    *(
+        Case(name, precision)
+        for precision in ("float32", "bfloat16")
+        for name in ("mlp", "500 tensors", "resnet18", "resnet50", "vit_b")
+    ),
     *(Case(name, "float16") for name in ("resnet50", "vit_b")),
     *(Case("resnet50", precision, channels_last=True) for precision in ("float32", "bfloat16")),
 )
-TENSORS = 500
-"""Of one weight each, to tell what a tensor costs."""
 
 
 def main() -> None:
@@ -98,21 +98,14 @@ def measure(
     checks = gpu.checks() if is_gpu else {}
     # How long a replay takes says nothing where it is not a step.
     capture = gpu.captured if checks.get(gpu.CAPTURE_CHECK) == "passed" else None
-    shapes = {name: shapes_of(WORKLOADS[name].network()) for name in parts}
-    counts = {name: all_counts(shapes[name], contenders) for name in tqdm(parts, "counts")}
-    measured = partial(sam_part, contenders=contenders, device=device, seconds=seconds)
-    model = cost_model(measured)
-    ours = {name: contenders[name] for name in (figures.OURS, figures.CONTROL)}
-    with one_process(device) as mesh:
-        sharded_model = cost_model(partial(measured, contenders=ours, mesh=mesh))
+    shapes = {name: shapes_of(name) for name in parts}
+    networks = [name for name in parts if name != MANY]
+    counts = {name: all_counts(shapes[name], contenders) for name in tqdm(networks, "counts")}
     sam_parts: dict[str, Any] = {}
     for name in tqdm(parts, "SAM part alone"):
-        words = counts[name]["accelerator" if is_gpu else "cpu"][figures.OURS]["words"]
-        sam_parts[name] = _size(shapes[name]) | _sam_part(*measured(shapes[name]), words=words)
-    for part in sam_parts.values():
-        part["model_ms"] = figures.predicted_ms(
-            model, part["tensors"], part["floor_ms"][0], in_turn=not is_gpu
-        )
+        rounds = sam_part(shapes[name], contenders, device=device, seconds=seconds)
+        figure = figures.of_sam_part(rounds) | {"seconds": _rounded(rounds)}
+        sam_parts[name] = _size(shapes[name]) | figure
     whole_steps: dict[str, Any] = {}
     for case in tqdm(cases, "whole steps"):
         rounds = whole_step(case, contenders, device=device, seconds=seconds, capture=capture)
@@ -121,22 +114,14 @@ def measure(
         "load_average": [load_before, os.getloadavg()],
         "seconds_per_measurement": seconds,
         "not_run": not_run(device),
-        "cost_model": model,
-        "sharded_cost_model": sharded_model,
         "sam_part": sam_parts,
         "whole_step": whole_steps,
         "counts": counts,
+        "calls_by_groups": {str(groups): calls_by_groups(groups) for groups in (1, 200)},
         "launches": {name: gpu.counts(shapes[name], contenders) for name in parts if is_gpu},
         "checks": checks,
     }
-    record["larger"] = figures.larger(record)
     return record | {"goals": figures.goals(record)}
-
-
-def cost_model(measured: Callable[..., tuple[Rounds, Any]]) -> figures.Figures:
-    """Return the cost of our step on next to no weights, from one tensor and from many."""
-    (one, _), (many, _) = (measured([torch.Size([1])] * tensors) for tensors in (1, TENSORS))
-    return figures.cost_model(one, many, TENSORS)
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -161,11 +146,6 @@ def not_run(device: torch.device) -> list[str]:
 
 def _size(shapes: list[torch.Size]) -> dict[str, int]:
     return {"weights": sum(shape.numel() for shape in shapes), "tensors": len(shapes)}
-
-
-def _sam_part(rounds: Rounds, faults: dict[str, float], *, words: float) -> dict[str, Any]:
-    figure = figures.of_sam_part(rounds, words)
-    return figure | {"page_faults": faults, "seconds": _rounded(rounds)}
 
 
 def _rounded(rounds: Rounds) -> Rounds:

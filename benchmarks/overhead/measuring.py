@@ -1,20 +1,15 @@
 """The measurements: of the SAM part alone, of whole steps, and of what can be counted."""
 
-import resource
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import SGD, Optimizer
 
+from balanced_sam import BalancedSAM
 from benchmarks.ledger import Ledger
 from benchmarks.overhead.contenders import Contender, Parameters
 from benchmarks.overhead.timing import Rounds, Work, clock_of, interleaved
@@ -39,28 +34,20 @@ class Still(Optimizer):
         """Do nothing."""
 
 
-def shapes_of(network: nn.Module) -> list[torch.Size]:
-    """Return the shapes of a network's weights."""
-    return [parameter.shape for parameter in network.parameters()]
+MANY = "10,000 tensors"
+"""Of 4 weights each, in no network."""
+
+
+def shapes_of(name: str) -> list[torch.Size]:
+    """Return the shapes of the weights of a workload, or of many small tensors."""
+    if name == MANY:
+        return [torch.Size([4])] * 10_000
+    return [parameter.shape for parameter in WORKLOADS[name].network().parameters()]
 
 
 def parameters_of(shapes: Iterable[Iterable[int]], device: torch.device) -> Parameters:
     """Return weights of these shapes."""
     return [nn.Parameter(torch.ones(tuple(shape), device=device)) for shape in shapes]
-
-
-def page_faults(work: Work, *, before: Work, calls: int = 5) -> float:
-    """Return how many pages of memory a call gets from the operating system, which clears them.
-
-    Where there are many, most of the time may go there. It is up to the allocator whether memory
-    that was given back is kept for the next call.
-    """
-    before()
-    work()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(calls):
-        work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start) / calls
 
 
 def sam_part(
@@ -69,26 +56,15 @@ def sam_part(
     *,
     device: torch.device,
     seconds: float,
-    mesh: DeviceMesh | None = None,
-) -> tuple[Rounds, dict[str, float]]:
-    """Return the seconds of steps whose passes and base step do nothing, and their page faults.
-
-    ``"copy"`` is a copy of as many weights, in one piece, to memory that is there already. On a
-    mesh the weights are sharded, as by FSDP2.
-    """
+) -> Rounds:
+    """Return the seconds of steps whose passes and base step do nothing."""
     parameters = parameters_of(shapes, device)
-    if mesh is not None:
-        shards = [distribute_tensor(p.detach(), mesh, [Shard(0)]) for p in parameters]
-        parameters = [nn.Parameter(shard) for shard in shards]
     closure = given_gradients(parameters)
     works: dict[str, Work] = {
         name: partial(make(parameters, Still), closure) for name, make in contenders.items()
     }
-    source, target = torch.ones(2, sum(p.numel() for p in parameters), device=device)
-    works["copy"] = partial(target.copy_, source)
     clear = _clearing(parameters)
-    rounds = interleaved(works, seconds=seconds, clock=clock_of(device), before=clear)
-    return rounds, {name: page_faults(work, before=clear) for name, work in works.items()}
+    return interleaved(works, seconds=seconds, clock=clock_of(device), before=clear)
 
 
 def whole_step(
@@ -168,16 +144,16 @@ def all_counts(shapes: list[torch.Size], contenders: dict[str, Contender]) -> di
     }
 
 
-@contextmanager
-def one_process(device: torch.device) -> Iterator[DeviceMesh]:
-    """Make this process the only one of a group, and yield its mesh."""
-    with TemporaryDirectory() as folder:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield init_device_mesh(device.type, (1,))
-        finally:
-            destroy_process_group()
+def calls_by_groups(groups: int) -> int:
+    """Return the operator calls of our step on 200 tensors in so many groups, a rho each."""
+    parameters = parameters_of([torch.Size([4])] * 200, torch.device("cpu"))
+    rows = [{"params": parameters[i::groups], "rho": 0.05 + i / 1000} for i in range(groups)]
+    optimizer = BalancedSAM(rows, Still)
+    closure = given_gradients(parameters)
+    optimizer.step(closure)
+    with Ledger() as ledger:
+        optimizer.step(closure)
+    return ledger.launches
 
 
 def _clearing(parameters: Parameters) -> Work:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.overhead.contenders import CONTENDERS
-from benchmarks.overhead.figures import CONTROL
+from benchmarks.overhead.figures import BARE, CONTROL, REFERENCE
 
 Rows = list[list[str]]
 Record = dict[str, Any]
@@ -14,11 +14,8 @@ def tables(record: Record) -> dict[str, Rows]:
     """Return the tables of a record by their titles."""
     found = {
         "SAM part alone, ms (and the middle half of the rounds' ratios)": sam_part(record),
-        "Page faults a step, SAM part alone": page_faults(record),
         "Whole step, ms, and times as long (and the middle half of the rounds)": whole_step(record),
-        "Counts, SAM part alone": counts(record),
-        "Measured, and what the cost model says": model(record),
-        "What the model says of a larger machine, for each rank": larger(record),
+        "Counts on 500 tensors, SAM part alone": counts(record),
         "Goals": goals(record),
     }
     if record["launches"]:
@@ -29,66 +26,19 @@ def tables(record: Record) -> dict[str, Rows]:
 
 
 def sam_part(record: Record) -> Rows:
-    """Return milliseconds of each contender, the floor, and our ratios."""
-    heads = ["ours / pytorch_optimizer", "ours / floor"]
-    rows = [["Network", "Weights", "Tensors", *_NAMES, "floor", *heads]]
+    """Return milliseconds of each contender, and our ratios."""
+    others = (REFERENCE, BARE)
+    rows = [["Network", "Weights", "Tensors", *_NAMES, *(f"ours / {name}" for name in others)]]
     for name, part in record["sam_part"].items():
-        ratios = part["ours_over"]
+        size = [name, f"{part['weights']:,}", f"{part['tensors']:,}"]
         rows.append(
             [
-                name,
-                f"{part['weights']:,}",
-                str(part["tensors"]),
+                *size,
                 *(_figure(part["ms"].get(contender)) for contender in _NAMES),
-                _figure(part["floor_ms"]),
-                _ratio(ratios.get("pytorch_optimizer")),
-                _ratio(ratios["floor"]),
+                *(_ratio(part["ours_over"].get(other)) for other in others),
             ]
         )
     return rows
-
-
-def model(record: Record) -> Rows:
-    """Return the parts of the model's sum, and what was measured over it."""
-    rows = [["Network", "per step, ms", "tensors, ms", "words, ms", "model", "measured", "ratio"]]
-    entries = record["cost_model"]
-    for name, part in record["sam_part"].items():
-        per_tensor = entries["per_tensor_us"] * part["tensors"]
-        measured, predicted = part["ms"]["balanced_sam"][0], part["model_ms"]
-        parts = [entries["fixed_us"] / 1e3, per_tensor / 1e3, part["floor_ms"][0]]
-        figures = [*parts, predicted, measured, measured / predicted]
-        rows.append([name, *(f"{figure:.3g}" for figure in figures)])
-    return rows
-
-
-def larger(record: Record) -> Rows:
-    """Return what is assumed of a larger machine and what follows."""
-    found = record["larger"]
-    assumed = found["assumed"]
-    return [
-        ["", ""],
-        ["Weights, float32", f"{assumed['weights']:,}"],
-        ["Tensors", f"{assumed['tensors']}"],
-        ["Ranks", f"{assumed['ranks']}"],
-        ["Tokens a rank and pass", f"{assumed['tokens_per_rank']:,}"],
-        ["Memory, TB/s", f"{assumed['bytes_per_second'] / 1e12:.3g}"],
-        ["Operations, 10^12/s", f"{assumed['operations_per_second'] / 1e12:.3g}"],
-        ["All-reduce of one number, µs", f"{assumed['all_reduce_us']}"],
-        ["Copy of the shards, GB", f"{found['copy_gb']:.3g}"],
-        ["Words moved, ms", f"{found['memory_ms']:.3g}"],
-        ["Host, ms", f"{found['host_ms']:.3g}"],
-        ["SAM part, ms", f"{found['sam_part_ms']:.3g}"],
-        ["Two passes, ms", f"{found['two_passes_ms']:,.0f}"],
-        ["SAM step over two passes", f"{found['over_two_passes']:.3f}"],
-    ]
-
-
-def page_faults(record: Record) -> Rows:
-    """Return how many pages each contender gets from the operating system in a step."""
-    return [["Network", *_NAMES]] + [
-        [name, *(f"{faults[c]:,.0f}" if c in faults else "" for c in _NAMES)]
-        for name, faults in ((n, part["page_faults"]) for n, part in record["sam_part"].items())
-    ]
 
 
 def whole_step(record: Record) -> Rows:
@@ -103,15 +53,16 @@ def whole_step(record: Record) -> Rows:
 
 
 def counts(record: Record) -> Rows:
-    """Return the counts of each contender on each network."""
-    heads = ["calls", "words a weight", "host reads", "peak copies", "kept copies"]
-    return [["Network", "path", "contender", *heads]] + [
-        [network, path, contender, *(f"{value:g}" for value in count.values())]
-        for network, by_path in record["counts"].items()
-        for path, by_contender in by_path.items()
-        for contender, count in by_contender.items()
-        if contender != CONTROL
-    ]
+    """Return the counts of each contender on the network of 500 tensors."""
+    by_path = record["counts"]["500 tensors"]
+    heads = ["calls", "words a weight", "host reads"]
+    rows = [["", *(f"{head}, {path}" for path in by_path for head in heads), "peak copies, cpu"]]
+    for contender, count in by_path["cpu"].items():
+        if contender != CONTROL:
+            keys = ("calls", "words", "host_reads")
+            found = [by_path[path][contender][key] for path in by_path for key in keys]
+            rows.append([contender, *(f"{value:g}" for value in [*found, count["peak_copies"]])])
+    return rows
 
 
 def launches(record: Record) -> Rows:

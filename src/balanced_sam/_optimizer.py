@@ -3,7 +3,6 @@
 import numbers
 import warnings
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -166,7 +165,7 @@ class BalancedSAM(Optimizer):
     param_groups: list[dict[str, Any]] = _of_the_base(
         "param_groups", "The base optimizer's parameter groups, ``rho`` beside ``lr``."
     )
-    state: defaultdict[Tensor, Any] = _of_the_base(
+    state: Any = _of_the_base(
         "state", "The base optimizer's state; nothing of the perturbation is in it."
     )
     defaults: dict[str, Any] = _of_the_base(
@@ -397,17 +396,16 @@ class BalancedSAM(Optimizer):
         return None
 
     def _along_gradients(self) -> Perturbation:
-        """Return the perturbation of every parameter that is to be perturbed and has a gradient."""
-        parameters: list[Tensor] = []
-        radii: list[float] = []
+        """Return the perturbation of every parameter that is to be perturbed."""
+        parameters, radii = list[Tensor](), list[float]()
         out = {id(tensor) for tensor in self._left_out.tensors(self.param_groups)}
         for group in self.param_groups:
             # What is maximized is worst where it is smallest.
             radius = -group["rho"] if group.get("maximize") else group["rho"]
             if radius:
-                found = [p for p in group["params"] if p.grad is not None and id(p) not in out]
-                parameters += found
-                radii += [radius] * len(found)
+                row = [p for p in group["params"] if id(p) not in out] if out else group["params"]
+                parameters += row
+                radii += [radius] * len(row)
         return Perturbation(parameters, radii, self._cycle.buckets)
 
     @contextmanager

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,6 @@ from balanced_sam import _guards
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-_bytes_of = attrgetter("nbytes")
-_is_sparse = attrgetter("is_sparse")
-_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass
@@ -51,8 +48,8 @@ class Buckets:
     def of(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
         """Return the parameters in buckets; one that comes twice is there once."""
         # The object may be the same and what it holds another: `module.double()` does that.
-        sizes = list(map(_bytes_of, parameters))
-        is_plain = True not in set(map(_is_sparse, gradients))
+        sizes = list(map(attrgetter("nbytes"), parameters))
+        is_plain = True not in set(map(attrgetter("is_sparse"), gradients))
         if not (is_plain and sizes == self._sizes and all(map(is_, parameters, self._parameters))):
             self._buckets = _by_kind(parameters, gradients)
             # The kind of a sparse or a sharded gradient is looked at each time.
@@ -68,7 +65,7 @@ class Perturbation:
     :meth:`apply` takes up memory.
 
     Args:
-        parameters: Parameters to move, each of which has a gradient.
+        parameters: Parameters to move; those without a gradient are left alone.
         radii: The radius of each; negative for a move against the gradient.
         buckets: Those of the steps before.
 
@@ -78,8 +75,12 @@ class Perturbation:
     """
 
     def __init__(self, parameters: list[Tensor], radii: list[float], buckets: Buckets) -> None:
-        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
-        if True in set(map(_requires_grad, gradients)):
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        if type(None) in set(map(type, gradients)):
+            kept = [i for i, gradient in enumerate(gradients) if gradient is not None]
+            parameters, radii = [parameters[i] for i in kept], [radii[i] for i in kept]
+            gradients = [gradients[i] for i in kept]
+        if True in set(map(attrgetter("requires_grad"), gradients)):
             # They have a graph of their own after `backward(create_graph=True)`.
             gradients = [gradient.detach() for gradient in gradients]
         kinds = buckets.of(parameters, gradients)
