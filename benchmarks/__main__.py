@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import registry
-from benchmarks.store import COMMITTED, write_json
+from benchmarks.experiment import registry
+from benchmarks.experiment.record import COMMITTED, write_json
 
 Commands = Any  # argparse does not export the type of its subparsers
 
@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     _add_run(commands)
     _add_tune(commands)
     _add_cost(commands)
+    _add_overhead(commands)
+    _add_loading(commands)
     _add_table(commands)
     _add_plot(commands)
     options = parser.parse_args(arguments)
@@ -69,7 +71,7 @@ def _add_prepare(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from benchmarks.prepare import prepare  # torch, which `list` needs not
+    from benchmarks.experiment.prepare import prepare
 
     prepare(registry.get_dataset(options.dataset), options.data)
 
@@ -83,8 +85,8 @@ def _add_labels(commands: Commands) -> None:
 
 
 def _labels(options: argparse.Namespace) -> None:
-    from benchmarks.labels import describe, train_counts
-    from benchmarks.plots import label_distribution, save
+    from benchmarks.results.labels import describe, train_counts
+    from benchmarks.results.plots import label_distribution, save
 
     dataset = registry.get_dataset(options.dataset)
     counts = train_counts(dataset, options.data)
@@ -105,12 +107,6 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
     parser.add_argument("--precision", default="32-true", help="Lightning's name: bf16-mixed, ...")
     parser.add_argument(
-        "--strategy",
-        choices=("ddp", "fsdp"),
-        help="under torchrun, Lightning's name: each process has the whole network (the default), "
-        "or a part of its weights",
-    )
-    parser.add_argument(
         "--normalized",
         action="store_true",
         help="weights of mean 1, learning rate and weight decay converted",
@@ -121,13 +117,13 @@ def _add_run(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change an entry of the recipe",
+        help="change an entry of the recipe, or a constant of the method",
     )
     parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from benchmarks.running import Run, run_all
+    from benchmarks.training.pool import Run, run_all
 
     runs = [
         Run(
@@ -140,7 +136,6 @@ def _run(options: argparse.Namespace) -> None:
             normalized=options.normalized,
             accelerator=options.device,
             precision=options.precision,
-            strategy=options.strategy,
         )
         for seed in options.seeds
         for method in options.methods
@@ -166,7 +161,7 @@ def _add_tune(commands: Commands) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from benchmarks.tuning import tune
+    from benchmarks.training.tuning import tune
 
     tune(
         options.dataset,
@@ -192,21 +187,73 @@ def _add_cost(commands: Commands) -> None:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from benchmarks.cost import cost
-    from benchmarks.recipes import resolved_recipe
+    from benchmarks.costs.training import cost
 
-    changes = {} if options.batch_size is None else {"batch_size": options.batch_size}
-    dataset = registry.get_dataset(options.dataset)
     record = cost(
         options.dataset,
         options.methods or registry.method_names(),
-        resolved_recipe(dataset, changes=changes, normalized=False),
+        {} if options.batch_size is None else {"batch_size": options.batch_size},
         data=options.data,
         accelerator=options.device,
         steps=options.steps,
         rounds=options.rounds,
     )
     write_json(options.records / options.dataset / "cost.json", record)
+
+
+def _add_overhead(commands: Commands) -> None:
+    parser = commands.add_parser("overhead", help="measure a step beside its two passes and peers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU; none: torch's choice")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each measurement")
+    parser.add_argument("--out", type=Path, help="the record; none: named by the device")
+    parser.set_defaults(command=_overhead)
+
+
+def _overhead(options: argparse.Namespace) -> None:
+    import torch
+
+    from benchmarks.costs.overhead.record import default_path, measure
+    from benchmarks.costs.overhead.report import tables
+    from benchmarks.results.tables import markdown
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Expected a GPU for --device cuda, but torch finds none.")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    record = measure(torch.device(options.device), seconds=options.seconds)
+    write_json(options.out or default_path(record), record)
+    for title, rows in tables(record).items():
+        print(f"\n{title}\n\n{markdown(rows)}")
+    for sentence in record["not_run"]:
+        print(f"\nNot run: {sentence}.")
+
+
+def _add_loading(commands: Commands) -> None:
+    parser = commands.add_parser("loading", help="measure whether faces are read fast enough")
+    parser.add_argument("--device", default="cpu", help="torch's name: cpu, cuda")
+    parser.add_argument("--images", type=int, default=2000, help="written; 3/5 are read in a round")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=COMMITTED / "loading.json")
+    parser.set_defaults(command=_loading)
+
+
+def _loading(options: argparse.Namespace) -> None:
+    from benchmarks.costs.loading import loading
+
+    record = loading(
+        device=options.device,
+        images=options.images,
+        batch_size=options.batch_size,
+        rounds=options.rounds,
+    )
+    write_json(options.out, record)
+    print(
+        f"Images a second, medians of {options.rounds} rounds: {record['decoded']} decoded, "
+        f"{record['delivered']} delivered with augmentation, {record['learned']} learned from "
+        f"({record['delivered_by_learned']} times as many delivered)."
+    )
 
 
 def _add_table(commands: Commands) -> None:
@@ -219,7 +266,7 @@ def _add_table(commands: Commands) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from benchmarks import tables
+    from benchmarks.results import tables
 
     if options.check or options.write:
         stale = [path for path in tables.TEXTS if tables.fill(path.read_text()) != path.read_text()]
@@ -249,7 +296,7 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from benchmarks import fronts, plots
+    from benchmarks.results import fronts, plots
 
     name = options.dataset
     methods = tuple(options.methods or plots.METHODS)

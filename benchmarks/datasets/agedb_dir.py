@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.faces import face_dataset
-from benchmarks.files import fetch
+from benchmarks.datasets._faces import face_dataset
+from benchmarks.datasets._files import fetch
 
 TABLE = "agedb.csv"
 TABLE_URL = (
@@ -42,7 +42,6 @@ DATASET = face_dataset(
     ),
     table=TABLE,
     counts=Path(__file__).with_name("agedb_counts.json"),
-    rho=0.2,
     download=download,
     image_path=image_path,
     published="agedb_dir",

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from benchmarks.faces import face_dataset
-from benchmarks.files import fetch, unpack
+from benchmarks.datasets._faces import face_dataset
+from benchmarks.datasets._files import fetch, unpack
 
 TABLE = "imdb_wiki.csv"
 TABLE_URL = (
@@ -49,7 +49,6 @@ DATASET = face_dataset(
     ),
     table=TABLE,
     counts=Path(__file__).with_name("imdb_wiki_counts.json"),
-    rho=0.05,
     download=download,
     image_path=image_path,
     published="imdb_wiki_dir",

@@ -12,7 +12,6 @@ its nearest neighbour, as all versions of Pillow do it when told) and cropped to
 keeps the nearest depth where the benchmark code mixes depths by a spline.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,10 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from balanced_sam import ShotRegions, TargetBins
-from benchmarks.files import check_images, checksum, fetch, read_csv, unpack
-from benchmarks.objectives import squared_error
-from benchmarks.protocol import Dataset, Recipe, Splits
+from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
+from benchmarks.datasets._files import check_images, checksum, fetch, read_csv, unpack
+from benchmarks.experiment.criteria import squared_error
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.recipe import Recipe
 
 TRAIN_FILE, TEST_FILE = "nyu2_train.csv", "nyu2_test.csv"
 MASK_FILE = "test_balanced_mask.npy"
@@ -56,18 +56,8 @@ HELD_OUT = 20
 SAMPLED = 200
 """Training images whose depths stand for all."""
 
-COUNTS = torch.tensor(
-    json.loads(Path(__file__).with_name("nyud2_counts.json").read_text())["train_pixels"]
-)
-BINS = TargetBins.uniform(0, 10, width=0.1)
 NEAREST = 0.7
 """No pixel is nearer, in metres."""
-MANY = {*range(9, 46), 47, 49}
-MEDIUM = {7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63}
-REGIONS = ShotRegions(
-    BINS, ["many" if k in MANY else "medium" if k in MEDIUM else "few" for k in range(len(BINS))]
-)
-
 PUBLISHED = {
     "photographs for training and validation": 50_688,
     "photographs for testing": 654,
@@ -324,15 +314,15 @@ def _sample(root: Path, frames: list[Frame]) -> Tensor:
 def _make_network(recipe: Recipe) -> nn.Module:
     """Return the ResNet-50 with the decoder of Hu et al."""
     # Who only lists the data sets or needs the bins is spared seconds of imports.
-    from benchmarks.depth_network import DepthNetwork
-    from benchmarks.resnets import resnet50
+    from benchmarks.networks.depth import DepthNetwork
+    from benchmarks.networks.resnet import resnet50
 
     return DepthNetwork(resnet50(pretrained=recipe.pretrained))
 
 
 def _make_augmentation() -> nn.Module:
     """Return what changes a training batch."""
-    from benchmarks.depth_augmentation import DepthAugmentation
+    from benchmarks.datasets._depth_augmentation import DepthAugmentation
 
     return DepthAugmentation(CROPPED)
 
@@ -355,15 +345,8 @@ DATASET = Dataset(
         batch_size=32,
         lr=1e-4,
         weight_decay=1e-4,
-        rho=0.05,
-        term_t=0.1,
         optimizer="adam",
         schedule="tenth_halfway",
-        retrain_epochs=3,
-        balanced_mse_epochs=0,
-        noise_sigma=1.0,
-        noise_sigma_lr=0.0,
-        mixture_components=16,
         pretrained=True,
     ),
     network=_make_network,

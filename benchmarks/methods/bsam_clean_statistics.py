@@ -1,15 +1,17 @@
 """BSAM with the BatchNorm statistics of the first pass alone; the paper's code takes both."""
 
-from functools import partial
-
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import balanced_sam
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from balanced_sam import frozen_running_stats
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, statistics of the clean pass",
     summary="BSAM whose second pass leaves the BatchNorm statistics alone",
-    stages=whole(weighted("sqinv"), partial(balanced_sam, clean_statistics=True)),
-    constants=("rho", "rho_warmup_epochs"),
+    stages=two_passes(
+        weighted("sqinv"), descent=lambda network, objective: frozen_running_stats(network)
+    ),
+    constants=CONSTANTS,
+    tuned=TUNED,
+    place=15,
 )

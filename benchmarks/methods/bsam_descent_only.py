@@ -1,15 +1,14 @@
 """Ablation of BSAM: SQINV weights in the descent, none in the ascent."""
 
-from functools import partial
-
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import balanced_sam
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import unweighted, weighted
+from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, weights in the descent only",
     summary="weights 1/sqrt(n) in the second pass only",
-    stages=whole(weighted("sqinv"), partial(balanced_sam, unweighted_ascent=True)),
-    constants=("rho", "rho_warmup_epochs"),
+    stages=two_passes(weighted("sqinv"), ascent=unweighted),
+    constants=CONSTANTS,
+    tuned=TUNED,
+    place=14,
 )

@@ -3,13 +3,13 @@
 The weights are SQINV for ages and INV for depth, as in the paper's tables.
 """
 
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import base
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="LDS",
     summary="weights of smoothed counts, one pass",
-    stages=whole(weighted(None, smoothed=True), base),
+    stages=whole(weighted(None, smoothed=True)),
+    place=5,
 )

@@ -1,13 +1,14 @@
 """SAM on the unweighted loss (Foret et al., 2021)."""
 
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import balanced_sam
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="SAM",
     summary="loss unweighted, two passes",
-    stages=whole(weighted("none"), balanced_sam),
-    constants=("rho", "rho_warmup_epochs"),
+    stages=two_passes(weighted("none")),
+    constants=CONSTANTS,
+    tuned=TUNED,
+    place=11,
 )

@@ -1,12 +1,12 @@
 """SQINV: samples weighted by the inverse root of their bin's count (Yang et al., 2021)."""
 
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import base
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="SQINV",
     summary="weights 1/sqrt(n), one pass",
-    stages=whole(weighted("sqinv"), base),
+    stages=whole(weighted("sqinv")),
+    place=3,
 )

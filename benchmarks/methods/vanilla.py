@@ -1,12 +1,12 @@
 """Vanilla: the loss unweighted, one pass."""
 
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import base
-from benchmarks.protocol import Method
-from benchmarks.stages import whole
+from benchmarks.experiment.method import Method
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="Vanilla",
     summary="loss unweighted, one pass",
-    stages=whole(weighted("none"), base),
+    stages=whole(weighted("none")),
+    place=1,
 )

@@ -12,8 +12,8 @@ The test error in each target bin, drawn from the records of the benchmark.
 
 import matplotlib.pyplot as plt
 
-from benchmarks.plots import error_by_target
-from benchmarks.store import COMMITTED, read_records
+from benchmarks.experiment.record import COMMITTED, read_records
+from benchmarks.results.plots import error_by_target
 
 plt.rcParams["figure.dpi"] = 150
 

@@ -14,7 +14,7 @@ benchmark.
 
 import matplotlib.pyplot as plt
 
-from benchmarks.plots import rho_sweep
+from benchmarks.results.plots import rho_sweep
 
 plt.rcParams["figure.dpi"] = 150
 

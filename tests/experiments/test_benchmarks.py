@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.experiment.recipes import described_recipe, resolved_recipe
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import fronts, tables
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
-from benchmarks.evaluation import sample_sums
-from benchmarks.intervals import paired_difference
-from benchmarks.protocol import Recipe, Record
-from benchmarks.recipes import described_recipe, resolved_recipe
-from benchmarks.registry import dataset_names, get_dataset, get_method, method_names
-from benchmarks.store import COMMITTED, read_record, read_records, write_json
-from benchmarks.training import _checkpoints, train
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_json
+from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
+from benchmarks.results import fronts, tables
+from benchmarks.results.intervals import paired_difference
+from benchmarks.training.evaluation import sample_sums
+from benchmarks.training.module import _checkpoints, train
 
 ROOT = Path(__file__).parents[2]
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
@@ -86,7 +86,7 @@ def quick(miniature: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple
     if name in LARGE:
         maps = dataset.metrics[0] == "RMSE"
         dataset = dataclasses.replace(dataset, network=lambda recipe: TinyNetwork(maps=maps))
-    monkeypatch.setattr("benchmarks.training.get_dataset", lambda _: dataset)
+    monkeypatch.setattr("benchmarks.training.module.get_dataset", lambda _: dataset)
     return miniature
 
 

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.experiment.recipes import described_recipe
 
-from benchmarks import fronts
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
-from benchmarks.fronts import METHODS, REGIONS, VARIANTS, Point, is_lowest, verdict
-from benchmarks.recipes import described_recipe
-from benchmarks.registry import get_dataset, get_method, method_names
-from benchmarks.store import COMMITTED, read_records
+from benchmarks.experiment.record import COMMITTED, read_records
+from benchmarks.experiment.registry import get_dataset, get_method, method_names
+from benchmarks.results import fronts
+from benchmarks.results.fronts import METHODS, REGIONS, VARIANTS, Point, is_lowest, verdict
 
 EMBEDDED = ("rotated_digits", "rooms")
 SELECTIONS = ("best_validation", "last_epoch")

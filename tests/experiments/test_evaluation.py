@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from balanced_sam import region_report
-from benchmarks.evaluation import Evaluation, sample_sums
-from benchmarks.protocol import Dataset, Record
-from benchmarks.registry import get_dataset
+from benchmarks.experiment.dataset import Dataset
+from benchmarks.experiment.record import Record
+from benchmarks.experiment.registry import get_dataset
+from benchmarks.training.evaluation import Evaluation, sample_sums
 
 AGES, DEPTHS = get_dataset("rotated_digits"), get_dataset("rooms")
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.experiment.recipes import normalize
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetWeights
+from benchmarks.costs.loading import summary
 from benchmarks.datasets import agedb_dir, imdb_wiki_dir
+from benchmarks.datasets._face_images import Faces, random_box
+from benchmarks.datasets._faces import BINS
+from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.face_augmentation import FaceAugmentation
-from benchmarks.face_images import Faces, random_box
-from benchmarks.faces import BINS
-from benchmarks.loading import summary
-from benchmarks.protocol import Dataset, Splits
-from benchmarks.recipes import normalize
 
 DATASETS = {"agedb_dir": agedb_dir.DATASET, "imdb_wiki_dir": imdb_wiki_dir.DATASET}
 AGEDB = agedb_dir.DATASET

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import files
-from benchmarks.files import check_images, checksum, fetch, read_csv, unpack
+from benchmarks.datasets import _files as files
+from benchmarks.datasets._files import check_images, checksum, fetch, read_csv, unpack
 
 BLOCK = 512 * 1024
 """What the downloader reads at a time."""

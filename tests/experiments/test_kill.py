@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import running
 from benchmarks.datasets import rotated_digits
-from benchmarks.running import Run
+from benchmarks.training import pool as running
+from benchmarks.training.pool import Run
 
 ROOT = Path(__file__).parents[2]
 # How often a process dies of what it is about to do to a file of a kind, and how often at any time.
@@ -114,7 +114,7 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self._done = folder / "done.json"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks.training", "pytest"])
+        self._context.set_forkserver_preload(["benchmarks.training.module", "pytest"])
 
     def run(self, runs: list[Run], kind: str = "none", number: int = 0) -> bool:
         """Return whether the process died as it was to."""

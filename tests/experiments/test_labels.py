@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import plots
 from benchmarks.__main__ import main
-from benchmarks.labels import describe, train_counts
-from benchmarks.registry import dataset_names, get_dataset
+from benchmarks.experiment.registry import dataset_names, get_dataset
+from benchmarks.results import plots
+from benchmarks.results.labels import describe, train_counts
 
 
 @pytest.mark.parametrize("name", dataset_names())

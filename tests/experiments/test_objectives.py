@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, smooth_counts
+from benchmarks.experiment.criteria import absolute_error, squared_error
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods import (
     balanced_mse_bmc,
     balanced_mse_gai,
@@ -27,12 +31,11 @@ from benchmarks.methods import (
     rrt,
     term,
 )
+from benchmarks.methods._losses import weighted
 from benchmarks.methods.balanced_mse_bmc import BMC
 from benchmarks.methods.balanced_mse_gai import GAI, fit_mixture
 from benchmarks.methods.focal_r import FocalR
 from benchmarks.methods.term import TERM
-from benchmarks.objectives import absolute_error, squared_error, weighted
-from benchmarks.protocol import Dataset, Method, Recipe, Splits, Stage
 
 BINS = TargetBins.uniform(0, 100, width=1)
 TARGETS = torch.tensor([20.0] * 30 + [21.0] * 20 + [35.0] * 10 + [60.0] * 3 + [61.0])

@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from transformers import ResNetBackbone, ResNetConfig, ViTConfig
 
-from benchmarks.ledger import Ledger
-from benchmarks.overhead import __main__ as script
-from benchmarks.overhead import contenders, figures, gpu, report, timing, workloads
-from benchmarks.overhead.contenders import CONTENDERS, PEERS, RHO, available
-from benchmarks.overhead.measuring import MANY, all_counts, calls_by_groups, counts, whole_step
-from benchmarks.overhead.workloads import WORKLOADS, Case, VisionTransformer, Workload
-from benchmarks.resnets import STAGES, AgeNetwork, Encoder
+from benchmarks.costs.ledger import Ledger
+from benchmarks.costs.overhead import __main__ as script
+from benchmarks.costs.overhead import contenders, figures, gpu, report, timing, workloads
+from benchmarks.costs.overhead.contenders import CONTENDERS, PEERS, RHO, available
+from benchmarks.costs.overhead.measuring import (
+    MANY,
+    all_counts,
+    calls_by_groups,
+    counts,
+    whole_step,
+)
+from benchmarks.costs.overhead.workloads import WORKLOADS, Case, VisionTransformer, Workload
+from benchmarks.networks.resnet import STAGES, AgeNetwork, Encoder
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import ResNetBackbone, ResNetConfig, ResNetForImageClassification
 
-from benchmarks import resnets
-from benchmarks.depth_network import DepthNetwork
-from benchmarks.resnets import STAGES, AgeNetwork, Encoder, resnet18, resnet50
+from benchmarks.networks import resnet as resnets
+from benchmarks.networks.depth import DepthNetwork
+from benchmarks.networks.resnet import STAGES, AgeNetwork, Encoder, resnet18, resnet50
 
 SMALL = {"embedding_size": 8, "depths": [1, 1, 1, 1], "hidden_sizes": [32, 64, 96, 128]}
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from benchmarks.data import Pair
 from benchmarks.datasets import rooms
+from benchmarks.datasets._memory import Pair
+from benchmarks.datasets._raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
 from benchmarks.datasets.nyud2_dir import BINS, COUNTS, REGIONS
-from benchmarks.raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
-from benchmarks.small_depth_network import SmallDepthNetwork
+from benchmarks.networks.small_depth import SmallDepthNetwork
 
 SIZES = (64, 24, 32)
 PIXEL = 2 * math.tan(math.radians(30)) / 64

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.registry import get_dataset
-from benchmarks.store import read_record
-from benchmarks.training import train
+from benchmarks.experiment.record import read_record
+from benchmarks.experiment.registry import get_dataset
+from benchmarks.training.module import train
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]

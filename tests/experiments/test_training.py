@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.experiment.recipes import normalize, resolved_recipe
 from torch import Tensor, nn
 
 from balanced_sam import TargetWeights
-from benchmarks import training
-from benchmarks.data import Draws, Samples, training_batches
-from benchmarks.objectives import weighted
-from benchmarks.optimizers import SCHEDULES
-from benchmarks.protocol import CONSTANTS, Dataset, Recipe, Splits
-from benchmarks.recipes import normalize, resolved_recipe
-from benchmarks.registry import get_dataset, get_method, method_names
-from benchmarks.training import train
+from benchmarks.datasets._memory import Samples
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.recipe import CONSTANTS, Recipe
+from benchmarks.experiment.registry import get_dataset, get_method, method_names
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._optimizers import SCHEDULES
+from benchmarks.training import module as training
+from benchmarks.training.batches import Draws, training_batches
+from benchmarks.training.module import train
 
 DIGITS = get_dataset("rotated_digits")
 
@@ -165,7 +167,7 @@ def spied(
     """Return the batches that a network saw in training."""
     spy = Spy()
     dataset: Dataset = dataclasses.replace(DIGITS, network=lambda recipe: spy, augmentation=Noise)
-    monkeypatch.setattr("benchmarks.training.get_dataset", lambda name: dataset)
+    monkeypatch.setattr("benchmarks.training.module.get_dataset", lambda name: dataset)
     train("rotated_digits", method, 0, recipe, folder=folder, data=digits)
     return spy.seen
 

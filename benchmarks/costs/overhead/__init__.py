@@ -1,0 +1,1 @@
+"""What Balanced SAM costs beyond its two passes, beside others."""

@@ -1,0 +1,47 @@
+"""Data in memory."""
+
+import hashlib
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from balanced_sam import TargetBins
+from benchmarks.experiment.dataset import Splits
+
+Pair = tuple[Tensor, Tensor]
+"""Inputs and targets, the samples along their first axis."""
+
+
+class Samples(Dataset[Pair]):
+    """A split in memory."""
+
+    workers_help = False
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs = inputs
+        self.targets = targets
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return an input and its target."""
+        return self.inputs[index % len(self)], self.targets[index % len(self)]
+
+
+def in_memory(train: Pair, validation: Pair, test: Pair, bins: TargetBins) -> Splits:
+    """Return the splits of data in memory; a target that is NaN does not count."""
+    digest = hashlib.sha256()
+    for pair in (train, validation, test):
+        for tensor in pair:
+            digest.update(tensor.numpy().tobytes())
+    train_targets = train[1][~train[1].isnan()]
+    return Splits(
+        train=Samples(*train),
+        validation=Samples(*validation),
+        test=Samples(*test),
+        train_targets=train_targets,
+        train_counts=bins.counts(train_targets),
+        checksum=digest.hexdigest(),
+    )

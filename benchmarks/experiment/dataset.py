@@ -1,0 +1,96 @@
+"""What is true of a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from balanced_sam import ShotRegions, TargetBins
+from benchmarks.experiment.recipe import Recipe
+
+REGIONS = {"Many": "many", "Med.": "medium", "Few": "few"}
+"""The regions as tables and as ``ShotRegions`` name them."""
+
+
+class Split(Protocol):
+    """A part of a data set: pairs of an input and a target.
+
+    A training split is endless: entry ``i + N * draw`` is sample ``i`` as the draw of that number
+    crops it. The entries up to ``N`` of the other splits are their samples.
+    """
+
+    workers_help: bool
+    """Whether processes that load ahead are worth their cost."""
+
+    def __len__(self) -> int:
+        """Return the number of samples, ``N``."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an input and its target, NaN where the target does not count."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set, and what is known of the training targets."""
+
+    train: Split
+    validation: Split
+    test: Split
+    train_targets: Tensor
+    """Training targets, shape ``(N,)``, in target units; of billions of pixels a sample."""
+    train_counts: Tensor
+    """Training targets per bin, shape ``(B,)``."""
+    checksum: str
+    """SHA-256 of the data, for the record."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All that is true of a data set."""
+
+    title: str
+    source: str
+    """Where the data comes from and under which terms."""
+    target: str
+    """What the target is, with its unit: the axis label of a plot."""
+    unit: str
+    bins: TargetBins
+    regions: ShotRegions
+    counts: dict[str, Tensor]
+    """Targets per bin of the full data set, as far as they are published, by split."""
+    metrics: tuple[str, ...]
+    """The metrics of the tables; the first chooses the epoch on the validation set."""
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    """The loss of each element, a function of predictions and targets."""
+    recipe: Recipe
+    network: Callable[[Recipe], nn.Module]
+    """Make the network; its attribute ``head`` is the last layer."""
+    load: Callable[[Path | None], Splits]
+    """Read the data below a folder, or the embedded data if there is no folder."""
+    write_miniature: Callable[[Path], None]
+    """Lay a few generated samples below a folder, in the real layout."""
+    published: str
+    """The entry of ``records/published.json`` to set beside our own figures."""
+    ours: str = ""
+    """What of the recipe is our own choice, because the literature gives none."""
+    augmentation: Callable[[], nn.Module] | None = None
+    """Make what changes a training batch, a function of inputs and targets, on the device."""
+    download: Callable[[Path], None] | None = None
+    """Fetch below a folder what may be fetched."""
+    check: Callable[[Splits], None] | None = None
+    """Raise ``ValueError`` at the first count that is not that of the full data set."""
+    inv_clip: tuple[float, float] | None = None
+    """Bounds of the counts for INV weights."""
+    lds_scheme: Literal["inv", "sqinv"] = "sqinv"
+    """The weights that LDS takes of smoothed counts."""
+    lds_boundary: Literal["zeros", "reflect"] = "zeros"
+    lds_first_bin: int = 0
+    """Where LDS begins to smooth; targets do not reach into the bins before."""
+    mean_weight: float = 1.0
+    """Mean of the raw SQINV weights over the training targets, by which ``normalize`` converts."""
+    test_selection: bool = False
+    """Whether the literature chooses the epoch on the test set: reported beside, named so."""

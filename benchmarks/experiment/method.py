@@ -1,0 +1,55 @@
+"""What is true of a method."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.recipe import Recipe
+
+Objective = Callable[[Dataset, Recipe, Splits], nn.Module]
+"""Make the training loss, a function of the network, inputs and targets.
+
+Its parameters, if it has any, are learned too, with the learning rate in its attribute ``lr``.
+"""
+
+Optimizers = Callable[[nn.Module, Recipe, nn.Module], tuple[Optimizer, list[LRScheduler]]]
+"""Make the optimizer and what is stepped after each epoch, of the network, whose frozen parts stay
+as they are, the recipe and the loss."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: from the best network of the stage before, or from the start."""
+
+    objective: Objective
+    optimizers: Optimizers
+    epochs: int
+    part: Literal["network", "head", "new head"] = "network"
+    """What is trained; the rest stays as it is, the statistics of BatchNorm included. A new head
+    starts anew."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """All that is true of a method."""
+
+    title: str
+    summary: str
+    stages: Callable[..., list[Stage]]
+    """The parts of training, in their order: a function of the recipe, and by name of the method's
+    constants."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """What the method has of its own, with the values of a data set on which nothing was tuned."""
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Other values, by data set."""
+    place: int = 100
+    """Where its row stands in a table; the same places by name."""
+
+    def constants_on(self, dataset: str) -> dict[str, Any]:
+        """Return the constants on a data set."""
+        return {**self.constants, **self.tuned.get(dataset, {})}

@@ -1,0 +1,71 @@
+"""An experiment as it is run: the recipe and the constants of a method on a data set, changed."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.experiment.method import Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.registry import get_dataset, get_method
+
+_LEAST = {"epochs": 1, "batch_size": 1, "retrain_epochs": 1, "rho": 0}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does."""
+
+    dataset: str
+    method: str
+    recipe: Recipe
+    constants: dict[str, Any]
+    """Of the method."""
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The parts of training."""
+        return get_method(self.method).stages(self.recipe, **self.constants)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Recipe, constants, and the epochs of each stage, as the record has them."""
+        epochs = {"stage_epochs": [stage.epochs for stage in self.stages]}
+        return dataclasses.asdict(self.recipe) | self.constants | epochs
+
+
+def plan(
+    dataset: str, method: str, changes: dict[str, Any] | None = None, *, normalized: bool = False
+) -> Plan:
+    """Return what is done for a method on a data set.
+
+    Args:
+        dataset: File name of the data set.
+        method: File name of the method.
+        changes: Entries of the recipe, or constants of the method, to change.
+        normalized: Train with weights of mean 1, the recipe converted.
+
+    Raises:
+        ValueError: If there is no such entry, or its value cannot be.
+    """
+    changes = changes or {}
+    recipe = get_dataset(dataset).recipe
+    if normalized:
+        recipe = recipe.normalize(get_dataset(dataset).mean_weight)
+    constants = get_method(method).constants_on(dataset)
+    entries = {field.name for field in dataclasses.fields(Recipe)}
+    if "normalized" in changes:
+        raise ValueError("Expected --normalized, which converts the recipe, not --set normalized.")
+    if unknown := sorted(changes.keys() - entries - constants.keys()):
+        raise ValueError(
+            f"Expected entries of the recipe {sorted(entries)} or constants of {method} "
+            f"{sorted(constants)}, but got {unknown}."
+        )
+    for name, least in _LEAST.items():
+        if changes.get(name, least) < least:
+            raise ValueError(f"Expected {name} to be at least {least}, but got {changes[name]}.")
+    return Plan(
+        dataset,
+        method,
+        dataclasses.replace(recipe, **{k: v for k, v in changes.items() if k in entries}),
+        constants | {k: v for k, v in changes.items() if k in constants},
+    )

@@ -1,0 +1,119 @@
+"""The record of a run, and records on disk: one JSON file per run, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMITTED = Path(__file__).parents[1] / "records"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, self-sufficient: what was done, with what, and what came out."""
+
+    dataset: str
+    method: str
+    seed: int
+    recipe: dict[str, Any]
+    """The resolved recipe, as far as the method uses it, and the epochs of each stage."""
+    history: list[dict[str, float | None]]
+    """Per epoch: stage, training loss, and validation metrics per region; None where there is no
+    target or no finite value."""
+    best_epoch: int
+    """The entry of ``history`` of the last stage's best epoch by the overall validation error."""
+    results: dict[str, Any]
+    """Per selection, such as "best_validation" and "last_epoch": metrics per region on the test
+    set, the first of them per bin, and what each sample adds (``training.evaluation``)."""
+    passes: float
+    """Forward and backward passes over a batch: one a step, two for SAM; a part of one is a
+    fraction."""
+    seconds: float
+    """How long the epochs took, their validation included."""
+    provenance: dict[str, Any]
+    samples: dict[str, Any] = field(default_factory=dict)
+    """Of each test sample what does not depend on the predictions (``training.evaluation``)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it."""
+        return asdict(self)
+
+
+def record_path(root: Path, dataset: str, method: str, seed: int) -> Path:
+    """Return where the record of an experiment lies below ``root``."""
+    return root / dataset / method / f"seed-{seed}.json"
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield a file beside ``path`` to be written, which then takes its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    yield draft
+    draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    with draft_of(path) as draft:
+        draft.write_text(_to_json(value) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in a file."""
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected a record in {path}, but could not read one: {error}") from None
+
+
+def read_records(root: Path, dataset: str) -> dict[str, list[Record]]:
+    """Return the records of a data set by method, each list sorted by seed."""
+    found: dict[str, list[Record]] = {}
+    for path in sorted((root / dataset).glob("*/seed-*.json")):
+        record = read_record(path)
+        found.setdefault(record.method, []).append(record)
+    _check_comparable([record for runs in found.values() for record in runs], root / dataset)
+    return {method: sorted(runs, key=lambda run: run.seed) for method, runs in found.items()}
+
+
+def _check_comparable(records: list[Record], folder: Path) -> None:
+    """Raise if the runs do not share data, precision and all of the recipe that methods share."""
+    for name, values in {
+        "data": [record.provenance.get("data_sha256") for record in records],
+        "precision": [record.provenance.get("precision") for record in records],
+        **{
+            entry: [record.recipe.get(entry) for record in records]
+            for entry in ("epochs", "batch_size", "lr", "weight_decay", "normalized")
+        },
+    }.items():
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"Expected the records in {folder} to share their {name}, but got "
+                f"{sorted(set(map(str, values)))}."
+            )
+
+
+def _to_json(value: Any) -> str:
+    """Return JSON with one line per entry, but each list of numbers on a single line."""
+    return "".join(_lines(value, ""))
+
+
+def _lines(value: Any, indent: str) -> Iterator[str]:
+    deeper = indent + " "
+    if isinstance(value, dict) and value:
+        entries = [
+            f"{deeper}{json.dumps(key)}: {''.join(_lines(v, deeper))}" for key, v in value.items()
+        ]
+        yield "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        yield (
+            "[\n"
+            + ",\n".join(deeper + json.dumps(entry, allow_nan=False) for entry in value)
+            + f"\n{indent}]"
+        )
+    else:
+        yield json.dumps(value, allow_nan=False)

@@ -1,0 +1,117 @@
+"""What the two forms of Balanced MSE share (Ren et al., 2022): noise scale, scaling and stages.
+
+Both are the negative log-likelihood of a target under Gaussian noise around the prediction, were
+all targets equally frequent. They differ in how they know how frequent a target is.
+"""
+
+import math
+from abc import abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.method import Objective, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods._losses import Loss
+from benchmarks.methods._optimizers import adam
+from benchmarks.methods._stages import after_vanilla, whole
+
+CONSTANTS = {
+    "balanced_mse_epochs": 10,
+    "balanced_mse_lr": 1e-4,
+    "noise_sigma": 10.0,
+    "noise_sigma_lr": 1e-2,
+}
+"""Epochs on the head alone after a vanilla stage, or 0 to train the whole network from the start;
+the learning rate of that head, by Adam; where the noise scale starts, in target units; and its
+learning rate, 0 to keep it as it is."""
+_OF_DEPTH = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
+TUNED = {
+    "nyud2_dir": _OF_DEPTH,
+    "rooms": _OF_DEPTH,
+    "rotated_digits": {"balanced_mse_lr": 0.03},
+}
+
+
+class BalancedMSE(Loss):
+    """The mean negative log-likelihood times twice the variance of the noise, held constant.
+
+    Targets below the lowest bin that holds a training target do not count: the released code
+    leaves depths below 0.7 m out of the loss, where a rotation has blurred or emptied the border
+    of a map. Of ages there are none.
+    """
+
+    sigma: Tensor
+    """Scale of the noise, 0-dim, in target units: learned, or as the recipe fixes it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        splits: Splits,
+        *,
+        noise_sigma: float,
+        noise_sigma_lr: float,
+    ) -> None:
+        super().__init__()
+        if not 0 < noise_sigma < math.inf:
+            raise ValueError(
+                "Expected `noise_sigma` to be positive and finite, but got "
+                f"noise_sigma={noise_sigma}."
+            )
+        self.bins = dataset.bins
+        self.lowest_bin = int(splits.train_counts.nonzero()[0])
+        self.lr = noise_sigma_lr
+        sigma = torch.tensor(noise_sigma)
+        if self.lr > 0:
+            self.sigma = nn.Parameter(sigma)
+        else:
+            self.register_buffer("sigma", sigma)
+
+    def of(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of predictions, 0-dim, in squared target units."""
+        counted = self.bins.index(targets) >= self.lowest_bin
+        variance = self.sigma.square()
+        losses = self.losses(predictions[counted], targets[counted], variance)
+        # A batch in which nothing counts has the loss 0, not 0/0.
+        return losses.sum() / max(len(losses), 1) * (2 * variance).detach()
+
+    @abstractmethod
+    def losses(self, predictions: Tensor, targets: Tensor, variance: Tensor) -> Tensor:
+        """Return the negative log-likelihoods.
+
+        Args:
+            predictions: Predictions, shape ``(N,)``, in target units.
+            targets: Targets, shape ``(N,)``, in target units.
+            variance: Variance of the noise, 0-dim.
+
+        Returns:
+            A loss for each target, shape ``(N,)``, unit-free.
+        """
+
+
+def stages(
+    recipe: Recipe,
+    *,
+    objective: Objective,
+    balanced_mse_epochs: int,
+    balanced_mse_lr: float,
+    **constants: Any,
+) -> list[Stage]:
+    """Return the parts of training: the head alone after a vanilla stage, or all from the start.
+
+    The first is what the released code does for ages, the second what it does for depth.
+    """
+    objective = partial(objective, **constants)
+    if not balanced_mse_epochs:
+        return whole(objective)(recipe)
+    head = Stage(
+        objective,
+        partial(adam, balanced_mse_lr),
+        epochs=balanced_mse_epochs,
+        part="head",
+    )
+    return after_vanilla(recipe, head)

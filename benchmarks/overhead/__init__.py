@@ -1,1 +1,0 @@
-"""What Balanced SAM costs beyond its two passes: ``python -m benchmarks.overhead``."""

@@ -1,0 +1,248 @@
+"""Pictures made of records and of label histograms."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from benchmarks.experiment.dataset import Dataset
+from benchmarks.experiment.record import COMMITTED, read_records
+from benchmarks.experiment.registry import get_dataset, get_method
+from benchmarks.results import fronts
+from benchmarks.results.labels import train_counts
+
+Array = NDArray[np.float64]
+WINDOW = 5
+METHODS = ("vanilla", "sqinv", "sam", "bsam")
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLORS = {
+    "vanilla": "#555555",
+    "sqinv": "#E69F00",
+    "sqinv_twice": "#E69F00",
+    "sam": "#56B4E9",
+    "bsam": "#D55E00",
+    "bsam_quarter": "#009E73",
+}
+OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
+REGION_TITLES = {"All": "All targets", "Few": "Few-shot targets"}
+SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
+SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
+
+
+def error_by_target(
+    root: Path, name: str, selection: str, *, methods: tuple[str, ...] = METHODS
+) -> Figure:
+    """Return a picture of the test error of each method against the target, the regions shaded.
+
+    Args:
+        root: Folder of the records.
+        name: The data set.
+        selection: ``"best_validation"`` or ``"last_epoch"``.
+        methods: Which methods, as far as they have records.
+    """
+    dataset, records = get_dataset(name), read_records(root, name)
+    drawn = [method for method in methods if method in records]
+    if not drawn:
+        raise ValueError(f"Expected records of one of {list(methods)} in {root / name}.")
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(8, 5), sharex=True, height_ratios=[1, 3], layout="constrained"
+    )
+    _histogram(top, dataset, train_counts(dataset, None))
+    _shade(bottom, dataset)
+    metric = dataset.metrics[0]
+    spare = iter(OTHER_COLORS * 3)
+    for method in drawn:
+        runs = [run.results[selection]["per_bin"][metric] for run in records[method]]
+        centers, errors = _over_bins(dataset, runs)
+        label = f"{get_method(method).title} ({len(runs)} seeds)"
+        color = COLORS.get(method) or next(spare)
+        bottom.plot(centers, errors, label=label, color=color, linewidth=1.8)
+    bottom.set_xlabel(dataset.target)
+    bottom.set_ylabel(f"Test {metric}, {dataset.unit}\n(mean over {WINDOW} bins)")
+    bottom.set_xlim(centers[0], centers[-1])
+    bottom.set_ylim(bottom=0)
+    _legend(bottom)
+    return figure
+
+
+def label_distribution(name: str, counts: Tensor) -> Figure:
+    """Return a picture of the training targets per bin, regions shaded (Figures S1 to S3)."""
+    dataset = get_dataset(name)
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    _histogram(axes, dataset, counts)
+    axes.set_ylabel("Training targets per bin")
+    axes.set_xlabel(dataset.target)
+    axes.set_title(dataset.title, fontsize=11)
+    _legend(axes, place="upper right")
+    return figure
+
+
+def rho_sweep(name: str) -> Figure:
+    """Return a picture of the validation error against rho, the recipe's other entries kept."""
+    dataset = get_dataset(name)
+    choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axes, region in zip(panels, ("All", "Few"), strict=True):
+        for method in ("sam", "bsam"):
+            rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
+            axes.plot(
+                [row["rho"] for row in rows],
+                [row[region] for row in rows],
+                marker="o",
+                markersize=4,
+                color=COLORS[method],
+                label=get_method(method).title,
+            )
+        axes.axvline(
+            get_method("bsam").constants_on(name)["rho"],
+            color="#999999",
+            linewidth=1,
+            zorder=0,
+            label="the recipe's",
+        )
+        axes.set_xscale("log")
+        ticks = sorted({row["rho"] for row in rows})
+        axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("rho")
+        axes.set_title(REGION_TITLES[region], fontsize=10)
+    panels[0].set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def error_and_cost(name: str) -> Figure:
+    """Return a picture of what trainings lose to BSAM and cost, the Pareto fronts drawn."""
+    dataset = get_dataset(name)
+    figure, panels = plt.subplots(2, 2, figsize=(8, 7.5), sharex=True, layout="constrained")
+    for row, selection in zip(panels, SELECTIONS, strict=True):
+        points = fronts.points(name, selection)
+        for axes, region in zip(row, fronts.REGIONS, strict=True):
+            _front(axes, points, region)
+            axes.set_title(f"{REGION_TITLES[region]}, {SELECTIONS[selection]}", fontsize=10)
+        row[0].set_ylabel(f"Test {dataset.metrics[0]} minus BSAM's, {dataset.unit}")
+    for axes in panels[1]:
+        axes.set_xlabel("Seconds of training over those of SQINV")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture to a file and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def has_rho_sweep(name: str) -> bool:
+    """Return whether the tuning records of a data set try several rho."""
+    path = COMMITTED / name / "tuning.json"
+    if not path.exists():
+        return False
+    rows = _sweep(get_dataset(name), json.loads(path.read_text()).get("bsam", {}))
+    return len(rows) > 1
+
+
+def _sweep(dataset: Dataset, choices: dict[str, Any]) -> list[dict[str, float]]:
+    """Return rho and the validation errors of what differs from the recipe in rho alone."""
+    rows = []
+    for row in choices.values():
+        tried = row["recipe"]
+        if all(tried[name] == getattr(dataset.recipe, name) for name in ("lr", "epochs")):
+            rows.append({"rho": tried["rho"]} | row["best"])
+    return rows
+
+
+def _front(axes: Axes, points: tuple[fronts.Point, ...], region: str) -> None:
+    """Draw each training's error against its cost, and the front that no other is below of."""
+    front = [point for point in points if fronts.is_lowest(point, points, region)]
+    axes.step(
+        [point.cost for point in front],
+        [point.to_reference[region][0] for point in front],
+        where="post",
+        color="#999999",
+        linewidth=1,
+        zorder=1,
+        label="front",
+    )
+    for point in points:
+        value, low, high = point.to_reference[region]
+        is_half = point.name.endswith(fronts.HALF)
+        color = COLORS[point.method]
+        axes.errorbar(
+            point.cost,
+            value,
+            yerr=[[value - low], [high - value]],
+            fmt="D" if point.method == "sqinv_twice" else "s" if is_half else "o",
+            markersize=5,
+            markerfacecolor="white" if is_half else color,
+            color=color,
+            capsize=2,
+            linewidth=1.2,
+            label=get_method(point.method).title + (", half the epochs" if is_half else ""),
+        )
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.axvline(fronts.MOST_SECONDS, color="#cccccc", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_xscale("log", base=2)
+    ticks = (0.5, 1, fronts.MOST_SECONDS, 2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+
+
+def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:
+    """Draw the counts per bin."""
+    _shade(axes, dataset)
+    edges = dataset.bins.edges.numpy()
+    axes.stairs(counts.numpy(), edges, fill=True, color="#0072B2")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    occupied = np.flatnonzero(counts.numpy())
+    axes.set_xlim(edges[occupied[0]], edges[occupied[-1] + 1])
+    axes.set_ylabel("Training\ntargets", fontsize=9)
+
+
+def _over_bins(dataset: Dataset, runs: list[list[float | None]]) -> tuple[Array, Array]:
+    """Return the centres of the bins that all runs tested, and the mean error, smoothed."""
+    edges = dataset.bins.edges.double().numpy()
+    errors = np.array(runs, dtype=float)
+    occupied = ~np.isnan(errors).any(axis=0)
+    centers = (edges[:-1] + edges[1:])[occupied] / 2
+    return centers, _smooth(errors[:, occupied].mean(axis=0))
+
+
+def _shade(axes: Axes, dataset: Dataset) -> None:
+    """Colour the background by region."""
+    edges, start = dataset.bins.edges.tolist(), 0
+    for label, bins in groupby(dataset.regions.labels):
+        end = start + len(list(bins))
+        axes.axvspan(edges[start], edges[end], color=SHADES[label], linewidth=0)
+        start = end
+
+
+def _legend(axes: Axes, *, place: str = "best") -> None:
+    """Add a legend of the lines, if any, and of the regions."""
+    handles, labels = axes.get_legend_handles_labels()
+    patches = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="#999999") for c in SHADES.values()
+    ]
+    names = [f"{region.capitalize()}-shot" for region in SHADES]
+    axes.legend(handles + patches, labels + names, ncols=2 if handles else 1, fontsize=8, loc=place)
+
+
+def _smooth(values: Array) -> Array:
+    """Return the mean over a window, narrower at the ends."""
+    ones = np.ones(WINDOW)
+    sums: Array = np.convolve(values, ones, "same")
+    return sums / np.convolve(np.ones(len(values)), ones, "same")

@@ -1,0 +1,1 @@
+"""One Lightning module, one trainer, resume, and the pool of workers."""
