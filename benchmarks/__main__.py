@@ -267,6 +267,7 @@ def _add_table(commands: Commands) -> None:
 
 def _table(options: argparse.Namespace) -> None:
     from benchmarks.results import tables
+    from benchmarks.results.results import Results
 
     if options.check or options.write:
         stale = [path for path in tables.TEXTS if tables.fill(path.read_text()) != path.read_text()]
@@ -280,7 +281,7 @@ def _table(options: argparse.Namespace) -> None:
             path.write_text(tables.fill(path.read_text()))
         return
     for name in options.datasets or registry.dataset_names():
-        print(tables.report(options.records, name))
+        print(tables.report(Results(name, options.records)))
 
 
 def _add_plot(commands: Commands) -> None:
@@ -297,18 +298,19 @@ def _add_plot(commands: Commands) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     from benchmarks.results import fronts, plots
+    from benchmarks.results.results import Results
 
     name = options.dataset
-    methods = tuple(options.methods or plots.METHODS)
+    results = Results(name, options.records, selection=options.selection)
     path = options.out / f"{name}_error_by_target.png"
-    figure = plots.error_by_target(options.records, name, options.selection, methods=methods)
+    figure = plots.error_by_target(results, methods=tuple(options.methods or plots.METHODS))
     plots.save(figure, path)
     print(path)
     if options.records == COMMITTED and plots.has_rho_sweep(name):
         path = options.out / f"{name}_rho.png"
         plots.save(plots.rho_sweep(name), path)
         print(path)
-    if options.records == COMMITTED and fronts.is_measured(name):
+    if options.records == COMMITTED and fronts.is_measured(results):
         path = options.out / f"{name}_cost.png"
         plots.save(plots.error_and_cost(name), path)
         print(path)

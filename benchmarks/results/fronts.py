@@ -1,14 +1,12 @@
 """Error against cost: which trainings no cheaper one matches."""
 
 import itertools
-import json
 import statistics
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.experiment.record import COMMITTED, read_records
-from benchmarks.experiment.registry import get_dataset
-from benchmarks.results.comparisons import Records, common_seeds, difference
+from benchmarks.experiment.record import COMMITTED
+from benchmarks.results.results import Interval, Results
 
 METHODS = ("sqinv", "sqinv_twice", "bsam", "bsam_quarter")
 REFERENCE = "bsam"
@@ -21,8 +19,6 @@ AS_CHEAP = 1.03
 MOST_SECONDS = 1.3
 MOST_PERCENT = 1.0
 """What a variant may cost, in SQINV's seconds, and lose, in percent of BSAM's error."""
-Interval = tuple[float, float, float]
-"""A difference, and the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -57,49 +53,30 @@ class Goal:
     """Whether it costs and loses, by the upper end of its interval, no more than it may."""
 
 
-def cost_ratios(dataset: str) -> dict[str, list[float]]:
-    """Return of each method and round the seconds of training over SQINV's, {} if not measured."""
-    path = COMMITTED / dataset / "cost.json"
-    if not path.exists():
-        return {}
-    methods = json.loads(path.read_text())["methods"]
-    reference = methods["sqinv"]["seconds"]
-    return {
-        method: [a / b for a, b in zip(row["seconds"], reference, strict=True)]
-        for method, row in methods.items()
-    }
-
-
-def is_measured(dataset: str) -> bool:
+def is_measured(results: Results) -> bool:
     """Return whether there are records and costs of all methods that are compared."""
-    known = read_records(COMMITTED, dataset).keys() & cost_ratios(dataset).keys()
-    return known >= set(METHODS)
+    return results.records.keys() & results.costs.keys() >= set(METHODS)
 
 
 @cache
 def points(dataset: str, selection: str) -> tuple[Point, ...]:
     """Return all trainings, the cheapest first."""
-    metric, epochs = get_dataset(dataset).metrics[0], get_dataset(dataset).recipe.epochs
-    records = _records(dataset)
-    costs = {name: _cost(dataset, records, name, epochs) for name in records}
-    names = sorted(records, key=costs.__getitem__)
+    results = _trainings(dataset).by(selection=selection)
+    costs = {name: _cost(results, name) for name in results.records}
+    names = sorted(costs, key=costs.__getitem__)
     comparisons = len(REGIONS) * len(list(itertools.combinations(names, 2)))
-
-    def against(name: str, other: str, region: str) -> Interval:
-        return difference(records, name, other, selection, region, metric)
-
     return tuple(
         Point(
-            method=records[name][0].method,
+            method=results.records[name][0].method,
             name=name,
-            epochs=sum(records[name][0].recipe["stage_epochs"]),
-            seeds=len(records[name]),
+            epochs=sum(results.records[name][0].recipe["stage_epochs"]),
+            seeds=len(results.records[name]),
             cost=costs[name],
-            error={region: _mean(records, name, selection, region, metric) for region in REGIONS},
-            to_reference={region: against(name, REFERENCE, region) for region in REGIONS},
+            error={r: results.mean(name, region=r, beside=REFERENCE) for r in REGIONS},
+            to_reference={r: results.difference(name, REFERENCE, region=r) for r in REGIONS},
             to_cheaper={
                 region: [
-                    _corrected(against(name, other, region), comparisons)
+                    _corrected(results.difference(name, other, region=region), comparisons)
                     for other in names
                     if other != name and _is_as_cheap(costs[other], costs[name])
                 ]
@@ -132,25 +109,19 @@ def verdict(point: Point, region: str) -> str:
     return "yes" if all(high < 0 for _, _, high in intervals) else "open"
 
 
-def goals(dataset: str, selection: str) -> list[Goal]:
+def goals(results: Results) -> list[Goal]:
     """Return how near each variant comes to BSAM."""
-    metric, records, found = get_dataset(dataset).metrics[0], _records(dataset), []
+    found = []
     for method in VARIANTS:
         percent: dict[str, Interval] = {}
         for region in REGIONS:
-            reference = _mean(records, REFERENCE, selection, region, metric)
-            ends = difference(records, method, REFERENCE, selection, region, metric)
-            percent[region] = tuple(100 * end / reference for end in ends)  # type: ignore[assignment]  # three stay three
-        seconds = statistics.median(cost_ratios(dataset)[method])
-        found.append(
-            Goal(
-                method,
-                len(common_seeds(records, method, REFERENCE)),
-                percent,
-                seconds <= MOST_SECONDS
-                and all(high <= MOST_PERCENT for _, _, high in percent.values()),
-            )
-        )
+            reference = results.mean(REFERENCE, region=region)
+            ends = results.difference(method, REFERENCE, region=region)
+            percent[region] = Interval(*(100 * end / reference for end in ends))
+        seconds = statistics.median(results.seconds(method))
+        is_lossless = all(interval.high <= MOST_PERCENT for interval in percent.values())
+        seeds = len(results.seeds(method, REFERENCE))
+        found.append(Goal(method, seeds, percent, seconds <= MOST_SECONDS and is_lossless))
     return found
 
 
@@ -159,25 +130,20 @@ def _is_as_cheap(cost: float, other: float) -> bool:
     return cost <= AS_CHEAP * other
 
 
-def _records(dataset: str) -> Records:
+def _trainings(dataset: str) -> Results:
     """Return the runs of all trainings by their names."""
-    whole, half = read_records(COMMITTED, dataset), read_records(COMMITTED / HALF, dataset)
-    return {method: whole[method] for method in METHODS} | {
-        f"{method}, {HALF}": half[method] for method in METHODS if method in half
+    results, half = Results(dataset), Results(dataset, COMMITTED / HALF)
+    results.records = {method: results.records[method] for method in METHODS} | {
+        f"{method}, {HALF}": half.records[method] for method in METHODS if method in half.records
     }
+    return results
 
 
-def _cost(dataset: str, records: Records, name: str, epochs: int) -> float:
+def _cost(results: Results, name: str) -> float:
     """Return the seconds of a training over those of SQINV with all epochs."""
-    run = records[name][0]
-    ratio = statistics.median(cost_ratios(dataset)[run.method])
-    return float(ratio * run.recipe["epochs"] / epochs)
-
-
-def _mean(records: Records, name: str, selection: str, region: str, metric: str) -> float:
-    """Return the mean over the seeds that BSAM has, too."""
-    runs = [run for run in records[name] if run.seed in common_seeds(records, name, REFERENCE)]
-    return statistics.mean(run.results[selection]["regions"][region][metric] for run in runs)
+    run = results.records[name][0]
+    ratio = statistics.median(results.seconds(run.method))
+    return float(ratio * run.recipe["epochs"] / results.dataset.recipe.epochs)
 
 
 def _corrected(interval: Interval, comparisons: int) -> Interval:
@@ -188,4 +154,4 @@ def _corrected(interval: Interval, comparisons: int) -> Interval:
     value, low, high = interval
     normal = statistics.NormalDist()
     factor = normal.inv_cdf(1 - 0.025 / comparisons) / normal.inv_cdf(0.975)
-    return value, value - factor * (value - low), value + factor * (high - value)
+    return Interval(value, value - factor * (value - low), value + factor * (high - value))

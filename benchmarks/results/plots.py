@@ -18,10 +18,11 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from benchmarks.experiment.dataset import Dataset
-from benchmarks.experiment.record import COMMITTED, read_records
+from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import get_dataset, get_method
 from benchmarks.results import fronts
 from benchmarks.results.labels import train_counts
+from benchmarks.results.results import Results
 
 Array = NDArray[np.float64]
 WINDOW = 5
@@ -41,21 +42,18 @@ SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
 
-def error_by_target(
-    root: Path, name: str, selection: str, *, methods: tuple[str, ...] = METHODS
-) -> Figure:
+def error_by_target(results: Results, *, methods: tuple[str, ...] = METHODS) -> Figure:
     """Return a picture of the test error of each method against the target, the regions shaded.
 
     Args:
-        root: Folder of the records.
-        name: The data set.
-        selection: ``"best_validation"`` or ``"last_epoch"``.
+        results: The runs.
         methods: Which methods, as far as they have records.
     """
-    dataset, records = get_dataset(name), read_records(root, name)
-    drawn = [method for method in methods if method in records]
+    dataset = results.dataset
+    drawn = [method for method in methods if method in results.records]
     if not drawn:
-        raise ValueError(f"Expected records of one of {list(methods)} in {root / name}.")
+        place = results.root / results.name
+        raise ValueError(f"Expected records of one of {list(methods)} in {place}.")
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=[1, 3], layout="constrained"
     )
@@ -64,7 +62,9 @@ def error_by_target(
     metric = dataset.metrics[0]
     spare = iter(OTHER_COLORS * 3)
     for method in drawn:
-        runs = [run.results[selection]["per_bin"][metric] for run in records[method]]
+        runs = [
+            run.results[results.selection]["per_bin"][metric] for run in results.records[method]
+        ]
         centers, errors = _over_bins(dataset, runs)
         label = f"{get_method(method).title} ({len(runs)} seeds)"
         color = COLORS.get(method) or next(spare)

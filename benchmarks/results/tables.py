@@ -5,15 +5,16 @@ import math
 import re
 import statistics
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.costs.overhead import report as overhead_report
 from benchmarks.experiment.dataset import REGIONS
-from benchmarks.experiment.record import COMMITTED, Record, read_records
+from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import fronts
-from benchmarks.results.comparisons import Records, common_seeds, difference
+from benchmarks.results.results import Interval, Results, place
 
 ALL_REGIONS = ("All", *REGIONS)
 REFERENCES = ("vanilla", "sqinv")
@@ -34,80 +35,71 @@ TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page 
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
-def summary(root: Path, dataset: str, selection: str, metric: str, methods: str = "") -> str:
+def summary(results: Results, methods: str = "") -> str:
     """Return mean ± standard deviation over seeds, the published figures beside them.
 
     ``methods`` are names with commas between; all that have records if it is empty.
     """
-    records = read_records(root, dataset)
-    paper = _published(get_dataset(dataset).published)
-    beside = paper["metric"] == metric
+    paper = _published(results.dataset.published)
+    beside = paper["metric"] == results.metric
     title = paper["title"] + (", test-selected" if paper.get("test_selected") else "")
     heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
-    heads = ["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *ALL_REGIONS, *heads]
-    rows = [heads]
-    for method in methods.split(",") if methods else _ordered(records):
-        runs = records[method]
-        cells = [_mean_and_deviation(runs, selection, region, metric) for region in ALL_REGIONS]
+    rows = [["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *ALL_REGIONS, *heads]]
+    for method in _chosen(results, methods):
+        cells = [_mean_and_deviation(results, method, region) for region in ALL_REGIONS]
         if beside:
             values = paper["rows"].get(method, [None] * 4)
             cells += [_figure(values[0]), _figure(values[3])]
-        costs = [_passes(records, method), _seconds(dataset, method)]
-        rows.append([get_method(method).title, str(len(runs)), *costs, *cells])
+        passes = results.passes(method)
+        costs = ["" if passes is None else f"{passes:.2f}", _seconds(results, method)]
+        seeds = str(len(results.records[method]))
+        rows.append([get_method(method).title, seeds, *costs, *cells])
     return markdown(rows)
 
 
-def differences(
-    root: Path, dataset: str, selection: str, metric: str, reference: str, methods: str = ""
-) -> str:
+def differences(results: Results, reference: str, methods: str = "") -> str:
     """Return each method's paired difference to a reference, with its 95 % interval.
 
     ``methods`` are as in :func:`summary`.
     """
-    records = read_records(root, dataset)
     rows = [[f"Difference to {get_method(reference).title}", "Seeds", *ALL_REGIONS]]
-    for method in methods.split(",") if methods else _ordered(records):
-        if method != reference and common_seeds(records, method, reference):
-            cells = [
-                _difference_cell(records, method, reference, selection, region, metric)
-                for region in ALL_REGIONS
-            ]
-            seeds = len(common_seeds(records, method, reference))
-            rows.append([get_method(method).title, str(seeds), *cells])
+    for method in _chosen(results, methods):
+        seeds = results.seeds(method, reference)
+        if method != reference and seeds:
+            cells = [_difference_cell(results, method, reference, r) for r in ALL_REGIONS]
+            rows.append([get_method(method).title, str(len(seeds)), *cells])
     return markdown(rows)
 
 
-def claims(root: Path, dataset: str, selection: str) -> str:
+def claims(results: Results) -> str:
     """Return what BSAM gains over its controls, and whether the gain survives its interval."""
-    records, metric = read_records(root, dataset), get_dataset(dataset).metrics[0]
     rows = [["Comparison", "Seeds"]]
     for region in ("All", "Few"):
-        rows[0] += [f"{metric}, {region}", "Relative", "Survives"]
+        rows[0] += [f"{results.metric}, {region}", "Relative", "Survives"]
     for method, reference in CLAIMS:
-        seeds = common_seeds(records, method, reference)
+        seeds = results.seeds(method, reference)
         if not seeds:
             continue
         row = [f"{get_method(method).title} − {get_method(reference).title}", str(len(seeds))]
         for region in ("All", "Few"):
-            row += _claim(records, method, reference, selection, region, metric)
+            row += _claim(results, method, reference, region)
         rows.append(row)
-    rows += _published_claims(dataset, selection)
+    rows += _published_claims(results)
     return markdown(rows)
 
 
-def front(dataset: str, selection: str) -> str:
+def front(results: Results) -> str:
     """Return which trainings no cheaper one matches, see :mod:`benchmarks.results.fronts`."""
-    decimals = DECIMALS[get_dataset(dataset).metrics[0]]
-    points = fronts.points(dataset, selection)
+    points = fronts.points(results.name, results.selection)
     rows = [["Training", "Epochs", "Seeds", "Seconds × SQINV"]]
     for region in fronts.REGIONS:
-        rows[0] += [f"{get_dataset(dataset).metrics[0]}, {region}", "On the front", "Corrected"]
+        rows[0] += [f"{results.metric}, {region}", "On the front", "Corrected"]
     for point in points:
         title = get_method(point.method).title
         row = [title, str(point.epochs), str(point.seeds), f"{point.cost:.2f}"]
         for region in fronts.REGIONS:
             row += [
-                f"{point.error[region]:.{decimals}f}",
+                f"{point.error[region]:.{DECIMALS[results.metric]}f}",
                 "yes" if fronts.is_lowest(point, points, region) else "no",
                 fronts.verdict(point, region),
             ]
@@ -118,27 +110,27 @@ def front(dataset: str, selection: str) -> str:
 def costs(dataset: str) -> str:
     """Return the passes and seconds of each method that was measured, over those of SQINV."""
     record = json.loads((COMMITTED / dataset / "cost.json").read_text())
+    results = Results(dataset)
     rows = [["Method", "Passes × SQINV", "Seconds × SQINV", "Seconds"]]
-    for method in sorted(record["methods"], key=_order):
+    for method in sorted(record["methods"], key=place):
         row = record["methods"][method]
         seconds = statistics.median(row["seconds"])
         title = get_method(method).title
-        rows.append([title, f"{row['passes']:.2f}", _seconds(dataset, method), f"{seconds:.3g}"])
+        rows.append([title, f"{row['passes']:.2f}", _seconds(results, method), f"{seconds:.3g}"])
     return markdown(rows)
 
 
-def goal(dataset: str, selection: str) -> str:
+def goal(results: Results) -> str:
     """Return how near the cheaper variants come to BSAM, in percent of its error."""
-    metric = get_dataset(dataset).metrics[0]
-    heads = [f"{metric}, {region}" for region in fronts.REGIONS]
+    heads = [f"{results.metric}, {region}" for region in fronts.REGIONS]
     rows = [["Difference to BSAM", "Seeds", "Seconds × SQINV", *heads, "Within the goal"]]
-    for entry in fronts.goals(dataset, selection):
+    for entry in fronts.goals(results):
         cells = [
             _minus(f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]")
             for value, low, high in entry.percent.values()
         ]
         title, reached = get_method(entry.method).title, "yes" if entry.is_reached else "no"
-        rows.append([title, str(entry.seeds), _seconds(dataset, entry.method), *cells, reached])
+        rows.append([title, str(entry.seeds), _seconds(results, entry.method), *cells, reached])
     return markdown(rows)
 
 
@@ -158,7 +150,7 @@ def tuning(dataset: str, method: str = "") -> str:
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
     columns = [(epoch, region) for epoch in ("best", "last") for region in ("All", "Few")]
     rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {r}" for e, r in columns)]]
-    for name in [method] if method else sorted(choices, key=_order):
+    for name in [method] if method else sorted(choices, key=place):
         for setting, row in choices[name].items():
             cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]
             rows.append([get_method(name).title, setting, str(len(row["seeds"])), *cells])
@@ -187,31 +179,31 @@ def overhead(name: str, table: str) -> str:
     return markdown(rows)
 
 
-def report(root: Path, name: str) -> str:
+def report(results: Results) -> str:
     """Return all tables of a data set."""
-    dataset, records = get_dataset(name), read_records(root, name)
+    name, dataset = results.name, results.dataset
     parts = [f"# {dataset.title}, in {dataset.unit}"]
     if dataset.ours:
         parts += [f"Our own choice, as the literature gives none: {dataset.ours}."]
-    if runs := [run for group in records.values() for run in group]:
+    if runs := [run for group in results.records.values() for run in group]:
         scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
         epochs = "/".join(str(n) for n in sorted({run.recipe["epochs"] for run in runs}))
         parts += [f"{epochs} epochs; weights of {scale}; {_tuned(runs)}."]
         parts += _timed(name)
     else:
-        parts += [f"No records in {root / name}."]
+        parts += [f"No records in {results.root / name}."]
     for selection, words in SELECTIONS.items():
-        if not any(selection in run.results for run in runs):
+        if selection not in results.selections:
             continue
         for metric in dataset.metrics:
-            parts += [f"## {metric}, {words}", summary(root, name, selection, metric)]
-            references = [reference for reference in REFERENCES if reference in records]
+            of_metric = results.by(selection=selection, metric=metric)
+            parts += [f"## {metric}, {words}", summary(of_metric)]
+            references = [reference for reference in REFERENCES if reference in results.records]
             if references:
                 parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
-            parts += [
-                differences(root, name, selection, metric, reference) for reference in references
-            ]
-        parts += ["Whether the gain of BSAM survives its interval:", claims(root, name, selection)]
+            parts += [differences(of_metric, reference) for reference in references]
+        of_claims = claims(results.by(selection=selection))
+        parts += ["Whether the gain of BSAM survives its interval:", of_claims]
     paper = _published(dataset.published)
     if dataset.published != name:
         parts += ["## Published, on other data: for orientation, not for comparison"]
@@ -228,13 +220,18 @@ def fill(text: str) -> str:
         <!-- table: summary rotated_digits best_validation MAE -->
         <!-- end table -->
     """
+    read = cache(Results)
     functions: dict[str, Callable[..., str]] = {
-        "summary": lambda *arguments: summary(COMMITTED, *arguments),
-        "differences": lambda *arguments: differences(COMMITTED, *arguments),
-        "claims": lambda *arguments: claims(COMMITTED, *arguments),
+        "summary": lambda name, selection, metric, *rest: summary(
+            read(name).by(selection=selection, metric=metric), *rest
+        ),
+        "differences": lambda name, selection, metric, *rest: differences(
+            read(name).by(selection=selection, metric=metric), *rest
+        ),
+        "claims": lambda name, selection: claims(read(name).by(selection=selection)),
+        "front": lambda name, selection: front(read(name).by(selection=selection)),
+        "goal": lambda name, selection: goal(read(name).by(selection=selection)),
         "costs": costs,
-        "front": front,
-        "goal": goal,
         "published": published,
         "tuning": tuning,
         "loading": loading,
@@ -254,12 +251,12 @@ def _published(name: str) -> dict[str, Any]:
     return entry
 
 
-def _published_claims(dataset: str, selection: str) -> list[list[str]]:
+def _published_claims(results: Results) -> list[list[str]]:
     """Return the rows of what others found for BSAM against SQINV."""
     rows = []
-    for name in (get_dataset(dataset).published, f"{dataset}_trial"):
+    for name in (results.dataset.published, f"{results.name}_trial"):
         entry = json.loads((COMMITTED / "published.json").read_text()).get(name, {})
-        gains = entry.get("gains", {}).get(selection)
+        gains = entry.get("gains", {}).get(results.selection)
         if {"bsam", "sqinv"} <= entry.get("rows", {}).keys():
             pairs = zip(entry["rows"]["bsam"], entry["rows"]["sqinv"], strict=True)
             relative = [100 * (a / b - 1) if a and b else None for a, b in pairs]
@@ -291,67 +288,51 @@ def _tuned(runs: list[Record]) -> str:
     return ", ".join(sorted(values))
 
 
-def _claim(
-    records: Records, method: str, reference: str, selection: str, region: str, metric: str
-) -> list[str]:
+def _claim(results: Results, method: str, reference: str, region: str) -> list[str]:
     """Return the difference, the same in percent of the reference, and whether it survives."""
-    value, low, high = difference(records, method, reference, selection, region, metric)
-    if not math.isfinite(value):
+    found = results.difference(method, reference, region=region)
+    if not math.isfinite(found.value):
         return ["none", "", ""]
-    seeds = common_seeds(records, method, reference)
-    runs = [run for run in records[reference] if run.seed in seeds]
-    mean = statistics.mean(run.results[selection]["regions"][region][metric] for run in runs)
-    cell = _interval(value, low, high, metric)
-    survives = "yes" if high < 0 else "no, worse" if low > 0 else "no"
-    return [cell, _percent(100 * value / mean), survives]
+    mean = results.mean(reference, region=region, beside=method)
+    survives = "yes" if found.high < 0 else "no, worse" if found.low > 0 else "no"
+    return [_interval(found, results.metric), _percent(100 * found.value / mean), survives]
 
 
-def _passes(records: Records, method: str) -> str:
-    """Return the passes of a method over those of SQINV, which trains as many steps."""
-    if "sqinv" not in records:
-        return ""
-    return f"{records[method][0].passes / records['sqinv'][0].passes:.2f}"
-
-
-def _seconds(dataset: str, method: str) -> str:
+def _seconds(results: Results, method: str) -> str:
     """Return the seconds over those of SQINV: the median of the rounds and their middle half."""
-    ratios = fronts.cost_ratios(dataset).get(method)
-    if ratios is None:
+    ratios = results.seconds(method)
+    if not ratios:
         return ""
     low, middle, high = statistics.quantiles(ratios)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _ordered(records: Records) -> list[str]:
-    """Return the methods in the order of the tables."""
-    return sorted(records, key=_order)
+def _chosen(results: Results, methods: str) -> list[str]:
+    """Return the methods named, or all."""
+    return methods.split(",") if methods else results.methods
 
 
-def _order(method: str) -> tuple[int, str]:
-    return get_method(method).place, method
-
-
-def _mean_and_deviation(runs: list[Record], selection: str, region: str, metric: str) -> str:
-    values = [run.results[selection]["regions"][region][metric] for run in runs]
+def _mean_and_deviation(results: Results, method: str, region: str) -> str:
+    values = results.values(method, region=region)
     if None in values:
         return "none"
-    decimals = DECIMALS[metric]
+    decimals = DECIMALS[results.metric]
     deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def _difference_cell(records: Records, *arguments: str) -> str:
+def _difference_cell(results: Results, method: str, reference: str, region: str) -> str:
     """Return the paired difference, bold if its interval leaves out 0."""
-    value, low, high = difference(records, *arguments)
-    if not math.isfinite(value):
+    found = results.difference(method, reference, region=region)
+    if not math.isfinite(found.value):
         return "none"
-    cell = _interval(value, low, high, arguments[-1])
-    return f"**{cell}**" if low > 0 or high < 0 else cell
+    cell = _interval(found, results.metric)
+    return f"**{cell}**" if found.low > 0 or found.high < 0 else cell
 
 
-def _interval(value: float, low: float, high: float, metric: str) -> str:
-    decimals = DECIMALS[metric]
-    return _minus(f"{value:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]")
+def _interval(interval: Interval, metric: str) -> str:
+    value, low, high = (f"{end:+.{DECIMALS[metric]}f}" for end in interval)
+    return _minus(f"{value} [{low}, {high}]")
 
 
 def _percent(value: float | None) -> str:

@@ -12,13 +12,14 @@ The test error in each target bin, drawn from the records of the benchmark.
 
 import matplotlib.pyplot as plt
 
-from benchmarks.experiment.record import COMMITTED, read_records
 from benchmarks.results.plots import error_by_target
+from benchmarks.results.results import Results
 
 plt.rcParams["figure.dpi"] = 150
 
-for method, runs in read_records(COMMITTED, "rotated_digits").items():
-    print(f"{method:18} {len(runs):2} seeds")
+results = Results("rotated_digits")
+for method in results.methods:
+    print(f"{method:22} {len(results.seeds(method)):2} seeds")
 
 # %%
 # BSAM beside its parts
@@ -28,7 +29,7 @@ for method, runs in read_records(COMMITTED, "rotated_digits").items():
 # grows towards both ends, for every method. SAM alone, without weights, is lowest where samples are
 # many and highest where they are few.
 
-figure = error_by_target(COMMITTED, "rotated_digits", "best_validation")
+figure = error_by_target(results)
 figure.set_size_inches(5, 5)
 plt.show()
 
@@ -39,11 +40,6 @@ plt.show()
 # against the skew. A gap between two lines is no proof of a difference: the tables of the
 # :doc:`results </results>` have the intervals, for each region.
 
-figure = error_by_target(
-    COMMITTED,
-    "rotated_digits",
-    "best_validation",
-    methods=("rrt", "balanced_mse_gai", "bsam"),
-)
+figure = error_by_target(results, methods=("rrt", "balanced_mse_gai", "bsam"))
 figure.set_size_inches(5, 5)
 plt.show()

@@ -1,0 +1,134 @@
+"""A data set and the records of its runs: one object that answers what tables and pictures ask."""
+
+import copy
+import json
+import statistics
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.experiment.record import COMMITTED, Record, read_records
+from benchmarks.experiment.registry import get_dataset, get_method
+from benchmarks.results.intervals import paired_difference
+from benchmarks.training.evaluation import sample_sums
+
+BASIS = "sqinv"
+"""The method whose passes and seconds are 1."""
+
+
+class Interval(NamedTuple):
+    """A difference and the ends of its 95 % interval, in the metric's unit; NaN for no target."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Results:
+    """What the runs on a data set came to, by one selection of the epoch and one metric.
+
+    Args:
+        name: File name of the data set.
+        root: Folder of the records.
+        selection: Which epoch: ``"best_validation"``, ``"last_epoch"``, and ``"best_test"`` where
+            the literature does that.
+        metric: Name of the metric; the data set's first if it is empty.
+
+    Attributes:
+        records: Of each method a run for each seed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path = COMMITTED,
+        *,
+        selection: str = "best_validation",
+        metric: str = "",
+    ) -> None:
+        self.name = name
+        self.root = root
+        self.dataset = get_dataset(name)
+        self.selection = selection
+        self.metric = metric or self.dataset.metrics[0]
+        self.records: dict[str, list[Record]] = read_records(root, name)
+
+    def by(self, *, selection: str = "", metric: str = "") -> "Results":
+        """Return the same runs by another selection or metric."""
+        results = copy.copy(self)
+        results.selection = selection or self.selection
+        results.metric = metric or self.metric
+        return results
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that have records, in the order of the tables."""
+        return sorted(self.records, key=place)
+
+    @property
+    def selections(self) -> set[str]:
+        """The selections that some run has."""
+        return {name for runs in self.records.values() for run in runs for name in run.results}
+
+    def seeds(self, *methods: str) -> list[int]:
+        """Return the seeds of which all these methods have a record."""
+        each = [{run.seed for run in self.records.get(method, [])} for method in methods]
+        return sorted(set.intersection(*each))
+
+    def values(self, method: str, *, region: str, beside: str = "") -> list[float]:
+        """Return the metric of each run; None where there is no target.
+
+        Args:
+            method: The method.
+            region: ``"All"`` or one of the regions.
+            beside: Another method: only the seeds that it has, too.
+        """
+        seeds = self.seeds(method, beside or method)
+        runs = [run for run in self.records[method] if run.seed in seeds]
+        return [run.results[self.selection]["regions"][region][self.metric] for run in runs]
+
+    def mean(self, method: str, *, region: str, beside: str = "") -> float:
+        """Return the mean of :meth:`values`."""
+        return statistics.mean(self.values(method, region=region, beside=beside))
+
+    def difference(self, method: str, reference: str, *, region: str) -> Interval:
+        """Return method minus reference, paired over the seeds that both have."""
+        seeds = self.seeds(method, reference)
+        sums = []
+        for name in (method, reference):
+            runs = {run.seed: run for run in self.records[name]}
+            pairs = [
+                sample_sums(runs[seed], self.dataset, self.selection, region, self.metric)
+                for seed in seeds
+            ]
+            sums.append(np.stack([of_samples for of_samples, _ in pairs]))
+        return Interval(*paired_difference(*sums, pairs[0][1], metric=self.metric))
+
+    def passes(self, method: str) -> float | None:
+        """Return the passes over those of SQINV, which trains as many steps; None without it."""
+        if BASIS not in self.records:
+            return None
+        return self.records[method][0].passes / self.records[BASIS][0].passes
+
+    def seconds(self, method: str) -> list[float]:
+        """Return in each round the seconds of training over those of SQINV; [] if not measured."""
+        return self.costs.get(method, [])
+
+    @cached_property
+    def costs(self) -> dict[str, list[float]]:
+        """Of each method that was measured, :meth:`seconds`."""
+        path = COMMITTED / self.name / "cost.json"
+        if not path.exists():
+            return {}
+        methods = json.loads(path.read_text())["methods"]
+        return {
+            method: [a / b for a, b in zip(row["seconds"], methods[BASIS]["seconds"], strict=True)]
+            for method, row in methods.items()
+        }
+
+
+def place(method: str) -> tuple[int, str]:
+    """Return what sorts the methods as tables have them."""
+    return get_method(method).place, method
