@@ -1,6 +1,7 @@
 """The benchmarks: every data set with every method, resume, records, tables."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -15,37 +16,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.experiment.recipes import described_recipe, resolved_recipe
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
-from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_json
 from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.results import fronts, tables
 from benchmarks.results.intervals import paired_difference
+from benchmarks.results.results import Results
 from benchmarks.training.evaluation import sample_sums
-from benchmarks.training.module import _checkpoints, train
+from benchmarks.training.trainer import _checkpoints, train
 
 ROOT = Path(__file__).parents[2]
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
-SHORT: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 512,
-    "lr": 0.01,
-    "retrain_epochs": 2,
-    "pretrained": False,
-}
+SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 512, "lr": 0.01, "pretrained": False}
 
 
-def short(name: str, **changes: Any) -> Recipe:
-    """Return a data set's recipe, so short that a miniature trains in a moment."""
-    dataset = get_dataset(name)
-    if dataset.recipe.balanced_mse_epochs:
-        changes |= {"balanced_mse_epochs": 2}
-    return resolved_recipe(dataset, changes=SHORT | changes, normalized=False)
+def short(name: str, method: str, **changes: Any) -> Plan:
+    """Return the plan of a method on a data set, so short that a miniature trains in a moment."""
+    constants = get_method(method).constants_on(name)
+    # Where there is a stage of the head alone.
+    stages = {"retrain_epochs", "balanced_mse_epochs"}
+    of_head = dict.fromkeys((entry for entry in stages if constants.get(entry)), 2)
+    return plan(name, method, SHORT | of_head | changes)
 
 
 def without_circumstances(record: Record) -> dict[str, Any]:
@@ -86,19 +82,28 @@ def quick(miniature: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple
     if name in LARGE:
         maps = dataset.metrics[0] == "RMSE"
         dataset = dataclasses.replace(dataset, network=lambda recipe: TinyNetwork(maps=maps))
-    monkeypatch.setattr("benchmarks.training.module.get_dataset", lambda _: dataset)
+    monkeypatch.setattr("benchmarks.training.trainer.get_dataset", lambda _: dataset)
     return miniature
 
 
-@pytest.mark.parametrize("method", method_names())
-def test_every_method_runs_on_the_miniature_of_every_data_set(
+def pairs() -> list[tuple[str, str]]:
+    """Return what can interact: every method with vectors and with maps, every data set with one
+    pass and with two."""
+    of_methods = itertools.product(("rotated_digits", "rooms"), method_names())
+    of_datasets = itertools.product(dataset_names(), ("sqinv", "bsam"))
+    return sorted({*of_methods, *of_datasets})
+
+
+# The data set goes to the fixture of the miniatures, each of which is made once.
+@pytest.mark.parametrize(("miniature", "method"), pairs(), indirect=["miniature"])
+def test_every_method_and_every_data_set_run_on_a_miniature(
     method: str, quick: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, data = quick
-    recipe = short(dataset)
-    record = train(dataset, method, 0, recipe, folder=tmp_path, data=data)
+    done = short(dataset, method)
+    record = train(done, 0, folder=tmp_path, data=data)
     about, epochs = get_dataset(dataset), record.recipe["stage_epochs"]
-    steps = sum(epochs) * -(-len(about.load(data).train) // recipe.batch_size)
+    steps = sum(epochs) * -(-len(about.load(data).train) // done.recipe.batch_size)
     first = 0.25 if "quarter" in method else 1
     if "sam" not in method:
         assert record.passes == steps
@@ -118,7 +123,7 @@ def test_every_method_runs_on_the_miniature_of_every_data_set(
 def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_path: Path) -> None:
     name, data = quick
     dataset = get_dataset(name)
-    record = train(name, "sqinv", 0, short(name), folder=tmp_path, data=data)
+    record = train(short(name, "sqinv"), 0, folder=tmp_path, data=data)
     assert ("best_test" in record.results) == dataset.test_selection
     for selection, result in record.results.items():
         for region, row in result["regions"].items():
@@ -139,8 +144,8 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
     method: str, quick: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, data = quick
-    recipe = short(dataset, epochs=4, batch_size=16 if dataset in LARGE else 256)
-    whole = train(dataset, method, 1, recipe, folder=tmp_path / "whole", data=data)
+    done = short(dataset, method, epochs=4, batch_size=16 if dataset in LARGE else 256)
+    whole = train(done, 1, folder=tmp_path / "whole", data=data)
     epochs = 0
 
     def stop_in_the_third_epoch() -> None:
@@ -151,16 +156,16 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
 
     arguments: dict[str, Any] = {"folder": tmp_path / "part", "data": data}
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(dataset, method, 1, recipe, **arguments, after_epoch=stop_in_the_third_epoch)
-    resumed = train(dataset, method, 1, recipe, **arguments)
+        train(done, 1, **arguments, after_epoch=stop_in_the_third_epoch)
+    resumed = train(done, 1, **arguments)
     assert without_circumstances(resumed) == without_circumstances(whole)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
     get_dataset(name).write_miniature(tmp_path / "data")
-    recipe = short(name, epochs=1)
-    record = train(name, "bsam", 0, recipe, folder=tmp_path / "run", data=tmp_path / "data")
+    done = short(name, "bsam", epochs=1)
+    record = train(done, 0, folder=tmp_path / "run", data=tmp_path / "data")
     assert np.isfinite(record.results["last_epoch"]["regions"]["All"][get_dataset(name).metrics[0]])
 
 
@@ -191,12 +196,11 @@ def test_killed_command_goes_on_from_what_was_finished(tmp_path: Path) -> None:
 
 def a_record(**changes: Any) -> Record:
     """Return a small record of rotated digits."""
-    dataset = get_dataset("rotated_digits")
     record = Record(
         dataset="rotated_digits",
         method="vanilla",
         seed=0,
-        recipe=described_recipe(dataset.recipe, get_method("vanilla")),
+        recipe=plan("rotated_digits", "vanilla").description,
         history=[{"validation/All/MAE": 1.0}],
         best_epoch=0,
         results={},
@@ -246,7 +250,7 @@ def test_a_broken_record_is_named(tmp_path: Path) -> None:
 
 
 def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    recipe = described_recipe(get_dataset("rotated_digits").recipe, get_method("vanilla"))
+    recipe = plan("rotated_digits", "vanilla").description
     for seed, changes in enumerate(({}, {"lr": 0.7})):
         path = tmp_path / "rotated_digits" / "vanilla" / f"seed-{seed}.json"
         write_json(path, a_record(seed=seed, recipe=recipe | changes).to_dict())
@@ -409,9 +413,8 @@ class TestCommittedRecords:
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
         name, records = committed
-        recipe = get_dataset(name).recipe
         for method, runs in records.items():
-            expected = described_recipe(recipe, get_method(method))
+            expected = plan(name, method).description
             for run in runs:
                 assert {name: run.recipe[name] for name in expected} == expected
 
@@ -437,7 +440,7 @@ class TestCommittedRecords:
     ) -> None:
         name, _ = committed
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-        recipe = dataclasses.asdict(get_dataset(name).recipe)
+        lr = get_dataset(name).recipe.lr
         for entry, methods in (
             ("lr", ("vanilla", "sqinv")),
             ("rho", ("sam", "bsam")),
@@ -446,17 +449,19 @@ class TestCommittedRecords:
             ("retrain_lr", ("rrt",)),
             ("balanced_mse_lr", ("balanced_mse_gai", "balanced_mse_bmc")),
         ):
-            if entry == "balanced_mse_lr" and recipe["balanced_mse_epochs"] == 0:
+            chosen = {plan(name, method).description[entry] for method in methods}
+            epochs = get_method(methods[0]).constants_on(name).get("balanced_mse_epochs")
+            if entry == "balanced_mse_lr" and epochs == 0:
                 # Where Balanced MSE trains the whole network, there is no head to tune.
                 continue
             error: dict[float, float] = {}
             for row in (row for method in methods for row in choices[method].values()):
                 # The others are chosen among the runs with the chosen learning rate.
-                if entry == "lr" or row["recipe"]["lr"] == recipe["lr"]:
+                if entry == "lr" or row["recipe"]["lr"] == lr:
                     value = row["recipe"][entry]
                     error[value] = error.get(value, 0) + row["best"]["All"]
             assert len(error) > 2
-            assert recipe[entry] == min(error, key=error.__getitem__)
+            assert chosen == {min(error, key=error.__getitem__)}
 
     def test_tuning_seeds_are_not_reported(
         self, committed: tuple[str, dict[str, list[Record]]]
@@ -484,7 +489,7 @@ def test_tables_are_filled_between_their_markers() -> None:
 def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
     runs = read_records(COMMITTED, "rotated_digits")["bsam"]
     values = [run.results["best_validation"]["regions"]["Few"]["MAE"] for run in runs]
-    table = tables.summary(COMMITTED, "rotated_digits", "best_validation", "MAE")
+    table = tables.summary(Results("rotated_digits", selection="best_validation", metric="MAE"))
     row = next(line for line in table.splitlines() if line.startswith("| BSAM  "))
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[8] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
@@ -495,14 +500,14 @@ def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
 
 
 def test_report_says_the_tuned_constants_and_how_published_figures_were_selected() -> None:
-    lines = tables.report(COMMITTED, "rooms").splitlines()
+    lines = tables.report(Results("rooms")).splitlines()
     assert "10 epochs; weights of mean 1; TERM's t 0.01, rho 0.003." in lines
     head = next(line for line in lines if line.startswith("| Method"))
     assert "NYUD2-DIR, test-selected, All" in head
 
 
 def test_claims_say_whether_the_gain_survives_its_interval() -> None:
-    rows = tables.claims(COMMITTED, "rotated_digits", "last_epoch").splitlines()[2:]
+    rows = tables.claims(Results("rotated_digits", selection="last_epoch")).splitlines()[2:]
     ours = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if "[" in row]
     assert len(ours) == len(tables.CLAIMS)
     for cells in ours:

@@ -1,18 +1,18 @@
 """What training costs, and which trainings no cheaper one matches."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from benchmarks.experiment.recipes import described_recipe
 
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
+from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED, read_records
-from benchmarks.experiment.registry import get_dataset, get_method, method_names
+from benchmarks.experiment.registry import get_dataset, method_names
 from benchmarks.results import fronts
 from benchmarks.results.fronts import METHODS, REGIONS, VARIANTS, Point, is_lowest, verdict
+from benchmarks.results.results import Interval, Results
 
 EMBEDDED = ("rotated_digits", "rooms")
 SELECTIONS = ("best_validation", "last_epoch")
@@ -25,10 +25,10 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
     main([*command, "--batch-size", "512", "--steps", "1", "--rounds", "2"])
     record = json.loads((tmp_path / "rotated_digits" / "cost.json").read_text())
     methods = record["methods"]
-    recipe = get_dataset("rotated_digits").recipe
+    rrt = plan("rotated_digits", "rrt")
     assert {name: row["passes"] for name, row in methods.items()} == {
         "sqinv": 1,
-        "rrt": 1 + recipe.retrain_epochs / recipe.epochs,
+        "rrt": 1 + rrt.constants["retrain_epochs"] / rrt.recipe.epochs,
         "bsam": 2,
         "bsam_quarter": 1.25,
         "sqinv_twice": 2,
@@ -55,7 +55,7 @@ def test_cost_refuses_what_cannot_be_measured(
     assert not list(tmp_path.iterdir())
 
 
-def point(cost: float, error: float, *, to_cheaper: tuple[fronts.Interval, ...] = ()) -> Point:
+def point(cost: float, error: float, *, to_cheaper: tuple[Interval, ...] = ()) -> Point:
     return Point(
         method="bsam",
         name=f"{cost}",
@@ -63,7 +63,7 @@ def point(cost: float, error: float, *, to_cheaper: tuple[fronts.Interval, ...] 
         seeds=1,
         cost=cost,
         error=dict.fromkeys(REGIONS, error),
-        to_reference=dict.fromkeys(REGIONS, (0.0, 0.0, 0.0)),
+        to_reference=dict.fromkeys(REGIONS, Interval(0.0, 0.0, 0.0)),
         to_cheaper={region: list(to_cheaper) for region in REGIONS},
     )
 
@@ -88,7 +88,7 @@ def test_points_that_differ_by_the_noise_of_the_clock_are_compared_both_ways() -
     ],
 )
 def test_verdict_counts_what_is_certain_alone(
-    intervals: tuple[fronts.Interval, ...], expected: str
+    intervals: tuple[Interval, ...], expected: str
 ) -> None:
     assert verdict(point(1.0, 1.0, to_cheaper=intervals), "Few") == expected
 
@@ -106,7 +106,7 @@ class TestCommitted:
         by_name = {p.name: p for p in points}
         assert by_name["sqinv"].cost == 1
         assert by_name["sqinv, half"].cost == pytest.approx(0.5, abs=0.03)
-        assert by_name["bsam"].to_reference == dict.fromkeys(REGIONS, (0.0, 0.0, 0.0))
+        assert by_name["bsam"].to_reference == dict.fromkeys(REGIONS, Interval(0.0, 0.0, 0.0))
 
     def test_corrected_intervals_hold_the_plain_ones(self, dataset: str, selection: str) -> None:
         points = fronts.points(dataset, selection)
@@ -125,12 +125,13 @@ class TestCommitted:
     def test_a_goal_is_reached_if_cost_and_every_interval_allow_it(
         self, dataset: str, selection: str
     ) -> None:
-        ratios = fronts.cost_ratios(dataset)
-        goals = fronts.goals(dataset, selection)
+        results = Results(dataset, selection=selection)
+        goals = fronts.goals(results)
         assert [goal.method for goal in goals] == list(VARIANTS)
         for goal in goals:
             worst = max(high for _, _, high in goal.percent.values())
-            cheap = sorted(ratios[goal.method])[len(ratios[goal.method]) // 2] <= 1.3
+            ratios = results.seconds(goal.method)
+            cheap = sorted(ratios)[len(ratios) // 2] <= 1.3
             assert goal.is_reached == (cheap and worst <= 1)
 
 
@@ -143,14 +144,13 @@ class TestCommittedRecords:
         assert record["batch_size"] == get_dataset(dataset).recipe.batch_size
 
     def test_half_of_the_epochs_are_otherwise_the_recipe(self, dataset: str) -> None:
-        recipe = get_dataset(dataset).recipe
-        epochs = recipe.epochs // 2
-        half = dataclasses.replace(
-            recipe, epochs=epochs, rho_warmup_epochs=recipe.rho_warmup_epochs // 2
-        )
         whole = read_records(COMMITTED, dataset)
         for method, runs in read_records(COMMITTED / fronts.HALF, dataset).items():
-            expected = described_recipe(half, get_method(method))
+            full = plan(dataset, method)
+            half = {"epochs": full.recipe.epochs // 2}
+            if "rho_warmup_epochs" in full.constants:
+                half["rho_warmup_epochs"] = full.constants["rho_warmup_epochs"] // 2
+            expected = plan(dataset, method, half).description
             for run in runs:
                 assert run.recipe == expected
                 assert run.provenance["dirty"] is False

@@ -109,7 +109,7 @@ def test_no_map_is_kept() -> None:
 GROWTH = """
 import resource, torch
 from benchmarks.datasets.nyud2_dir import DATASET
-from benchmarks.evaluation import Evaluation
+from benchmarks.training.evaluation import Evaluation
 
 def peak_mebibytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -17,7 +17,8 @@ from torch import Tensor
 from balanced_sam import TargetWeights
 from benchmarks.datasets import nyud2_dir
 from benchmarks.datasets._depth_augmentation import DepthAugmentation, Lighting
-from benchmarks.datasets.nyud2_dir import BINS, COUNTS, CROPPED, DATASET, REGIONS, check, load
+from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
+from benchmarks.datasets.nyud2_dir import CROPPED, DATASET, check, load
 from benchmarks.experiment.dataset import Splits
 
 PHOTOGRAPH, DEPTH = "nyu2_train/study_0003_out/1.jpg", "nyu2_train/study_0003_out/1.png"

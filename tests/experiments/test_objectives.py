@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional
 from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, smooth_counts
 from benchmarks.experiment.criteria import absolute_error, squared_error
 from benchmarks.experiment.dataset import Dataset, Splits
-from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.method import Method, Objective, Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods import (
     balanced_mse_bmc,
@@ -31,29 +32,30 @@ from benchmarks.methods import (
     rrt,
     term,
 )
-from benchmarks.methods._losses import weighted
+from benchmarks.methods._losses import unweighted, weighted
 from benchmarks.methods.balanced_mse_bmc import BMC
 from benchmarks.methods.balanced_mse_gai import GAI, fit_mixture
+from benchmarks.methods.bsam_quarter import DrawnLoss, quarter
 from benchmarks.methods.focal_r import FocalR
 from benchmarks.methods.term import TERM
 
 BINS = TargetBins.uniform(0, 100, width=1)
 TARGETS = torch.tensor([20.0] * 30 + [21.0] * 20 + [35.0] * 10 + [60.0] * 3 + [61.0])
-RECIPE = Recipe(
-    epochs=7,
-    batch_size=4,
-    lr=0.1,
-    weight_decay=0.0,
-    rho=0.1,
-    term_t=0.1,
-    mixture_components=3,
-    retrain_epochs=5,
-    retrain_lr=3e-3,
-    balanced_mse_epochs=2,
-    balanced_mse_lr=1e-3,
-    noise_sigma=3.0,
-    noise_sigma_lr=0.05,
-)
+RECIPE = Recipe(epochs=7, batch_size=4, lr=0.1, weight_decay=0.0)
+CONSTANTS = {
+    "rho": 0.1,
+    "rho_quarter": 0.07,
+    "term_t": 0.1,
+    "mixture_components": 3,
+    "retrain_epochs": 5,
+    "retrain_lr": 3e-3,
+    "balanced_mse_epochs": 2,
+    "balanced_mse_lr": 1e-3,
+    "noise_sigma": 3.0,
+    "noise_sigma_lr": 0.05,
+}
+"""Of all methods; those that are not here are as the method has them."""
+SIGMA = 3.0
 UNUSED: Any = None
 DATASET = Dataset(
     title="",
@@ -71,9 +73,11 @@ DATASET = Dataset(
     write_miniature=UNUSED,
     published="",
 )
-Objective = Callable[[Dataset, Recipe, Splits], nn.Module]
-LOSSES = [weighted("sqinv"), FocalR, TERM, GAI, BMC]
-BALANCED = [(GAI, balanced_mse_gai.METHOD), (BMC, balanced_mse_bmc.METHOD)]
+TILTED = partial(TERM, t=0.1)
+OF_BATCH = partial(BMC, noise_sigma=SIGMA, noise_sigma_lr=0.05)
+OF_MIXTURE = partial(GAI, noise_sigma=SIGMA, noise_sigma_lr=0.05, mixture_components=3)
+LOSSES = [weighted("sqinv"), FocalR, TILTED, OF_MIXTURE, OF_BATCH]
+BALANCED = [(OF_MIXTURE, balanced_mse_gai.METHOD), (OF_BATCH, balanced_mse_bmc.METHOD)]
 criteria = st.sampled_from([absolute_error, squared_error])
 arrays = st.integers(1, 12).flatmap(
     lambda size: st.lists(st.floats(20, 70, width=32), min_size=2 * size, max_size=2 * size)
@@ -89,11 +93,17 @@ def make(
     *,
     criterion: Callable[[Tensor, Tensor], Tensor] = absolute_error,
     targets: Tensor = TARGETS,
-    **changes: Any,
+    **constants: Any,
 ) -> Any:
-    """Return an objective of the data set above, with a change of criterion, targets or recipe."""
+    """Return an objective of the data set above, with other criterion, targets or constants."""
     dataset = dataclasses.replace(DATASET, criterion=criterion)
-    return objective(dataset, dataclasses.replace(RECIPE, **changes), splits_of(targets))
+    return partial(objective, **constants)(dataset, RECIPE, splits_of(targets))
+
+
+def stages_of(method: Method, *, recipe: Recipe = RECIPE, **changes: Any) -> list[Stage]:
+    """Return the parts of training with the constants above, changed."""
+    constants = {**method.constants, **CONSTANTS, **changes}
+    return method.stages(recipe, **{name: constants[name] for name in method.constants})
 
 
 def halves(values: list[float]) -> tuple[Tensor, Tensor]:
@@ -123,18 +133,18 @@ def gradient(
 def test_loss_of_maps_is_the_loss_of_their_elements(objective: Objective) -> None:
     loss = make(objective)
     predictions, targets = batch(3, 4, 5)
-    whole = loss(predictions, targets)
+    whole = loss.of(predictions, targets)
     assert whole.shape == ()
-    torch.testing.assert_close(whole, loss(predictions.flatten(), targets.flatten()))
+    torch.testing.assert_close(whole, loss.of(predictions.flatten(), targets.flatten()))
 
 
 @pytest.mark.parametrize("objective", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loss_has_the_dtype_of_the_predictions(objective: Objective, dtype: torch.dtype) -> None:
     loss = make(objective)
-    result = loss(*batch(6, dtype=dtype))
+    result = loss.of(*batch(6, dtype=dtype))
     assert result.dtype is dtype
-    torch.testing.assert_close(result.double(), loss(*batch(6)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.double(), loss.of(*batch(6)), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("objective", LOSSES)
@@ -144,16 +154,23 @@ def test_loss_of_bfloat16_predictions_is_computed_in_the_targets_precision(
     loss = make(objective)
     predictions, targets = batch(6, dtype=torch.float32)
     rounded = predictions.bfloat16()
-    result = loss(rounded, targets)
+    result = loss.of(rounded, targets)
     assert result.dtype is torch.float32
-    torch.testing.assert_close(result, loss(rounded.float(), targets))
+    torch.testing.assert_close(result, loss.of(rounded.float(), targets))
 
 
 @pytest.mark.parametrize("objective", LOSSES)
 def test_loss_changes_neither_predictions_nor_targets(objective: Objective) -> None:
     predictions, targets = batch(6)
-    make(objective)(predictions, targets)
+    make(objective).of(predictions, targets)
     torch.testing.assert_close((predictions, targets), batch(6), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", LOSSES)
+def test_loss_of_a_network_is_that_of_its_predictions(objective: Objective) -> None:
+    loss = make(objective)
+    inputs, targets = batch(6)
+    torch.testing.assert_close(loss(torch.sqrt, inputs, targets), loss.of(inputs.sqrt(), targets))
 
 
 # Weighted
@@ -162,7 +179,7 @@ def test_loss_changes_neither_predictions_nor_targets(objective: Objective) -> N
 def weights_of(objective: nn.Module) -> Tensor:
     """Return the weight of each bin, read off the gradient of one prediction at a time."""
     targets = torch.arange(len(BINS), dtype=torch.float64)
-    return len(targets) * gradient(objective, targets + 0.5, targets)
+    return len(targets) * gradient(objective.of, targets + 0.5, targets)
 
 
 @pytest.mark.parametrize("scheme", ["none", "inv", "sqinv"])
@@ -192,12 +209,12 @@ def test_weighted_loss_left_unweighted_is_the_mean_of_the_criterion(
     predictions, targets = batch(5)
     plain = criterion(predictions, targets).mean()
     torch.testing.assert_close(
-        make(weighted("none"), criterion=criterion)(predictions, targets), plain
+        make(weighted("none"), criterion=criterion).of(predictions, targets), plain
     )
     loss = make(weighted("inv"), criterion=criterion)
-    with loss.unweighted():
-        torch.testing.assert_close(loss(predictions, targets), plain)
-    assert not torch.isclose(loss(predictions, targets), plain)
+    with unweighted(nn.Module(), loss):
+        torch.testing.assert_close(loss.of(predictions, targets), plain)
+    assert not torch.isclose(loss.of(predictions, targets), plain)
 
 
 @pytest.mark.parametrize("scheme", ["inv", "sqinv"])
@@ -205,7 +222,7 @@ def test_weighted_loss_left_unweighted_is_the_mean_of_the_criterion(
 def test_lds_takes_the_data_sets_scheme_and_boundary(scheme: Any, boundary: Any) -> None:
     targets = torch.cat([torch.arange(100.0).repeat(9), torch.zeros(30), torch.full((5,), 99.0)])
     dataset = dataclasses.replace(DATASET, lds_scheme=scheme, lds_boundary=boundary)
-    (stage,) = lds.METHOD.stages(RECIPE)
+    (stage,) = stages_of(lds.METHOD)
     expected = TargetWeights.from_targets(
         targets, BINS, scheme=scheme, smoothing=lambda n: smooth_counts(n, boundary=boundary)
     )
@@ -225,7 +242,7 @@ def test_focal_r_is_the_mean_of_the_scaled_losses(
     errors = np.abs(predictions.numpy() - targets.numpy())
     losses = errors if criterion is absolute_error else errors**2
     expected = np.mean((2 * special.expit(0.2 * errors) - 1) * losses)
-    found = make(FocalR, criterion=criterion)(predictions, targets)
+    found = make(FocalR, criterion=criterion).of(predictions, targets)
     assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
@@ -235,7 +252,7 @@ def test_focal_r_is_the_mean_of_the_scaled_losses(
 @pytest.mark.parametrize("sign", [1, -1])
 def test_focal_r_scales_an_error_by_the_factor(error: float, factor: float, sign: int) -> None:
     target = torch.tensor([40.0])
-    loss = make(FocalR)(target + sign * error, target)
+    loss = make(FocalR).of(target + sign * error, target)
     assert loss.item() == pytest.approx(factor * error, rel=1e-3)
 
 
@@ -259,7 +276,7 @@ def test_term_is_the_log_of_the_mean_exponential(
     errors = np.abs(predictions.numpy() - targets.numpy())
     losses = errors if criterion is absolute_error else errors**2
     expected = special.logsumexp(t * losses, b=1 / len(losses)) / t
-    found = make(TERM, criterion=criterion, term_t=t)(predictions, targets)
+    found = make(TILTED, criterion=criterion, t=t).of(predictions, targets)
     assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-12 / t)
 
 
@@ -269,7 +286,7 @@ def test_term_exceeds_the_mean_by_no_more_than_hoeffdings_bound(
     values: list[float], t: float
 ) -> None:
     losses, _ = halves(values)
-    excess = make(TERM, criterion=of_losses, term_t=t)(losses, losses) - losses.mean()
+    excess = make(TILTED, criterion=of_losses, t=t).of(losses, losses) - losses.mean()
     rounding = 1e-14 / t + 1e-12
     # So that the limit for t near 0 is the mean.
     assert -rounding <= excess <= t * (losses.max() - losses.min()) ** 2 / 8 + rounding
@@ -279,21 +296,21 @@ def test_term_exceeds_the_mean_by_no_more_than_hoeffdings_bound(
 @given(values=arrays, t=tilts)
 def test_term_weights_the_gradients_of_the_losses_by_softmax(values: list[float], t: float) -> None:
     losses, _ = halves(values)
-    found = gradient(make(TERM, criterion=of_losses, term_t=t), losses, losses)
+    found = gradient(make(TILTED, criterion=of_losses, t=t).of, losses, losses)
     np.testing.assert_allclose(found.numpy(), special.softmax(t * losses.numpy()), atol=1e-14)
 
 
 def test_term_of_losses_whose_exponentials_overflow_is_near_the_largest() -> None:
     losses = torch.tensor([1e30, 0.0, 5.0])
-    loss = make(TERM, criterion=of_losses, term_t=10.0)
-    assert loss(losses, losses).item() == pytest.approx(1e30)
-    assert gradient(loss, losses, losses).tolist() == [1, 0, 0]
+    loss = make(TILTED, criterion=of_losses, t=10.0)
+    assert loss.of(losses, losses).item() == pytest.approx(1e30)
+    assert gradient(loss.of, losses, losses).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("t", [0.0, -0.1, math.nan, math.inf])
 def test_term_with_a_tilt_that_is_not_positive_raises(t: float) -> None:
     with pytest.raises(ValueError, match="Expected `term_t` to be positive and finite, but got"):
-        make(TERM, term_t=t)
+        make(TILTED, t=t)
 
 
 # Balanced MSE, BMC
@@ -316,7 +333,7 @@ def test_bmc_is_the_cross_entropy_of_the_right_target(values: list[float], sigma
     p, y = predictions.numpy(), targets.numpy()
     logits = stats.norm.logpdf(p[:, None], loc=y, scale=sigma)
     nats = special.logsumexp(logits, axis=1) - np.diag(logits)
-    found = make(BMC, noise_sigma=sigma).double()(predictions, targets)
+    found = make(OF_BATCH, noise_sigma=sigma).double().of(predictions, targets)
     assert found.item() == pytest.approx(2 * sigma**2 * nats.mean(), rel=1e-9, abs=1e-9 * sigma**2)
 
 
@@ -325,39 +342,39 @@ def test_bmc_is_the_cross_entropy_of_the_right_target(values: list[float], sigma
 @given(size=st.integers(1, 40))
 def test_bmc_compares_each_element_with_its_group(limit: int, size: int) -> None:
     predictions, targets = batch(size)
-    loss = make(BMC)
+    loss = make(OF_BATCH)
     groups = math.ceil(size / limit)
 
     def expected(predictions: Tensor, targets: Tensor) -> Tensor:
-        return bmc_in_loops(predictions, targets, RECIPE.noise_sigma, groups)
+        return bmc_in_loops(predictions, targets, SIGMA, groups)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(balanced_mse_bmc, "GROUP_SIZE", limit)
-        torch.testing.assert_close(loss(predictions, targets), expected(predictions, targets))
-        found = gradient(loss, predictions, targets)
+        torch.testing.assert_close(loss.of(predictions, targets), expected(predictions, targets))
+        found = gradient(loss.of, predictions, targets)
     torch.testing.assert_close(found, gradient(expected, predictions, targets))
 
 
 def test_bmc_of_maps_has_groups_of_at_most_256_of_the_whole_batch() -> None:
     predictions, targets = batch(3, 16, 16)
-    expected = bmc_in_loops(predictions.flatten(), targets.flatten(), RECIPE.noise_sigma, groups=3)
-    torch.testing.assert_close(make(BMC)(predictions, targets), expected)
+    expected = bmc_in_loops(predictions.flatten(), targets.flatten(), SIGMA, groups=3)
+    torch.testing.assert_close(make(OF_BATCH).of(predictions, targets), expected)
 
 
 def test_bmc_of_one_target_is_zero() -> None:
     predictions, targets = batch(1)
-    assert make(BMC)(predictions, targets) == 0
-    assert gradient(make(BMC), predictions, targets) == 0
+    assert make(OF_BATCH).of(predictions, targets) == 0
+    assert gradient(make(OF_BATCH).of, predictions, targets) == 0
 
 
 def test_bmc_with_much_noise_tells_nothing_of_the_predictions() -> None:
     predictions, targets = batch(9)
     sigma = 1e5
-    loss = make(BMC, noise_sigma=sigma)
-    assert loss(predictions, targets).item() / (2 * sigma**2) == pytest.approx(math.log(9))
+    loss = make(OF_BATCH, noise_sigma=sigma)
+    assert loss.of(predictions, targets).item() / (2 * sigma**2) == pytest.approx(math.log(9))
     # The scaled loss is (p - y)^2 minus the mean of (p - y_j)^2, up to a constant.
     limit = 2 * (targets.mean() - targets) / 9
-    torch.testing.assert_close(gradient(loss, predictions, targets), limit, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient(loss.of, predictions, targets), limit, rtol=1e-4, atol=1e-4)
 
 
 # Balanced MSE, GAI
@@ -377,7 +394,7 @@ def normal(y: float, mean: float, variance: float) -> float:
 def test_gai_normalises_by_the_integral_over_the_mixture(
     prediction: float, target: float, sigma: float, components: int
 ) -> None:
-    loss = make(GAI, noise_sigma=sigma, mixture_components=components).double()
+    loss = make(OF_MIXTURE, noise_sigma=sigma, mixture_components=components).double()
     mixture = zip(loss.weights.tolist(), loss.means.tolist(), loss.variances.tolist(), strict=True)
     density = 0.0
     # Each Gaussian by itself, from end to end, so that no narrow one is overlooked.
@@ -395,7 +412,7 @@ def test_gai_normalises_by_the_integral_over_the_mixture(
             )[0]
         )
     expected = math.log(density) - math.log(normal(target, prediction, sigma**2))
-    found = loss(*halves([prediction, target])).item()
+    found = loss.of(*halves([prediction, target])).item()
     assert found / (2 * sigma**2) == pytest.approx(expected, rel=1e-8, abs=1e-8)
 
 
@@ -403,25 +420,27 @@ def test_gai_normalises_by_the_integral_over_the_mixture(
 @given(values=arrays)
 def test_gai_is_the_mean_over_the_elements(values: list[float]) -> None:
     predictions, targets = halves(values)
-    loss = make(GAI)
+    loss = make(OF_MIXTURE)
     single = [
-        loss(p, y).item() for p, y in zip(predictions[:, None], targets[:, None], strict=True)
+        loss.of(p, y).item() for p, y in zip(predictions[:, None], targets[:, None], strict=True)
     ]
-    assert loss(predictions, targets).item() == pytest.approx(np.mean(single), rel=1e-9, abs=1e-9)
+    assert loss.of(predictions, targets).item() == pytest.approx(
+        np.mean(single), rel=1e-9, abs=1e-9
+    )
 
 
 def test_gai_of_a_wide_mixture_pulls_to_the_target_alone() -> None:
     wide = torch.tensor([-1e6, 1e6])
-    loss = make(GAI, targets=wide, mixture_components=1)
+    loss = make(OF_MIXTURE, targets=wide, mixture_components=1)
     predictions, targets = batch(5)
     squared = 2 * (predictions - targets) / 5
-    torch.testing.assert_close(gradient(loss, predictions, targets), squared)
+    torch.testing.assert_close(gradient(loss.of, predictions, targets), squared)
 
 
 def test_gai_pulls_a_prediction_away_from_where_targets_are_frequent() -> None:
-    loss = make(GAI, mixture_components=1)
+    loss = make(OF_MIXTURE, mixture_components=1)
     target = torch.tensor([40.0])
-    assert gradient(loss, target, target) < 0 < target - TARGETS.mean()
+    assert gradient(loss.of, target, target) < 0 < target - TARGETS.mean()
 
 
 def test_mixture_fit_recovers_a_mixture() -> None:
@@ -473,9 +492,9 @@ def test_learned_noise_scale_receives_the_gradient_of_the_likelihood(
 
     def likelihood(sigma: float) -> float:
         other = make(objective, noise_sigma=sigma).double()
-        return float(other(predictions, targets).detach()) / (2 * sigma**2)
+        return float(other.of(predictions, targets).detach()) / (2 * sigma**2)
 
-    loss(predictions, targets).backward()
+    loss.of(predictions, targets).backward()
     slope = (likelihood(3.0 + 1e-3) - likelihood(3.0 - 1e-3)) / 2e-3
     # The factor 2 sigma^2 is a constant of the gradient.
     assert loss.sigma.grad.item() == pytest.approx(2 * 3.0**2 * slope, rel=1e-3)
@@ -486,17 +505,17 @@ def test_learned_noise_scale_receives_the_gradient_of_the_likelihood(
 def test_learned_noise_scale_moves_at_its_own_rate(
     objective: Objective, method: Method, epochs: int
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, balanced_mse_epochs=epochs, optimizer="adam")
-    stage = method.stages(recipe)[-1]
+    recipe = dataclasses.replace(RECIPE, optimizer="adam")
+    stage = stages_of(method, recipe=recipe, balanced_mse_epochs=epochs)[-1]
     loss: Any = stage.objective(DATASET, recipe, splits_of(TARGETS))
     predictions, targets = batch(6, dtype=torch.float32)
     network = nn.Parameter(predictions)
     before = network.detach().clone()
     optimizer, schedules = stage.optimizers(nn.ParameterList([network]), recipe, loss)
-    loss(network, targets).backward()
+    loss.of(network, targets).backward()
     optimizer.step()
     # The first step of Adam is its rate.
-    rate = recipe.balanced_mse_lr if epochs else recipe.lr
+    rate = CONSTANTS["balanced_mse_lr"] if epochs else recipe.lr
     steps = (network - before).detach().abs()
     torch.testing.assert_close(steps, torch.full_like(steps, rate), rtol=1e-2, atol=0)
     assert abs(loss.sigma.item() - 3.0) == pytest.approx(0.05, rel=1e-3)
@@ -514,7 +533,8 @@ def test_fixed_noise_scale_is_no_parameter(objective: Objective, method: Method)
     assert loss.state_dict()["sigma"] == 3
     predictions, targets = batch(6)
     torch.testing.assert_close(
-        loss(predictions, targets), make(objective, noise_sigma=3.0)(predictions, targets).detach()
+        loss.of(predictions, targets),
+        make(objective, noise_sigma=3.0).of(predictions, targets).detach(),
     )
 
 
@@ -534,17 +554,17 @@ def test_targets_below_all_training_targets_do_not_count(
     loss = make(objective)
     predictions = torch.tensor([[25.0, 50.0], [31.0, 62.0]])
     targets = torch.tensor([[19.99, 20.0], [0.0, 40.0]])
-    counted = loss(torch.tensor([50.0, 62.0]), torch.tensor([20.0, 40.0]))
-    torch.testing.assert_close(loss(predictions, targets), counted)
-    slopes = gradient(loss, predictions, targets)
+    counted = loss.of(torch.tensor([50.0, 62.0]), torch.tensor([20.0, 40.0]))
+    torch.testing.assert_close(loss.of(predictions, targets), counted)
+    slopes = gradient(loss.of, predictions, targets)
     assert (slopes == 0).tolist() == [[True, False], [True, False]]
 
 
 @pytest.mark.parametrize(("objective", "method"), BALANCED)
 def test_batch_in_which_nothing_counts_has_loss_zero(objective: Objective, method: Method) -> None:
     predictions, targets = torch.full((2, 3), 30.0), torch.zeros(2, 3)
-    assert make(objective)(predictions, targets) == 0
-    assert not gradient(make(objective), predictions, targets).any()
+    assert make(objective).of(predictions, targets) == 0
+    assert not gradient(make(objective).of, predictions, targets).any()
 
 
 # The parts of training
@@ -554,23 +574,28 @@ def parts(stages: list[Stage]) -> list[tuple[str, int]]:
     return [(stage.part, stage.epochs) for stage in stages]
 
 
+def assert_same(found: Any, expected: Any) -> None:
+    """Raise unless both make the same loss, with the same constants."""
+    assert (found.func, found.keywords) == (expected.func, expected.keywords)
+
+
 @pytest.mark.parametrize(("objective", "method"), BALANCED)
 def test_balanced_mse_trains_the_head_after_a_vanilla_stage_or_all_from_the_start(
     objective: Objective, method: Method
 ) -> None:
-    stages = method.stages(RECIPE)
+    stages = stages_of(method)
     assert parts(stages) == [("network", 7), ("head", 2)]
-    assert stages[1].objective is objective
+    assert_same(stages[1].objective, objective)
     predictions, targets = batch(5)
-    vanilla = make(stages[0].objective)(predictions, targets)
+    vanilla = make(stages[0].objective).of(predictions, targets)
     torch.testing.assert_close(vanilla, (predictions - targets).abs().mean())
-    whole = method.stages(dataclasses.replace(RECIPE, balanced_mse_epochs=0))
+    whole = stages_of(method, balanced_mse_epochs=0)
     assert parts(whole) == [("network", 7)]
-    assert whole[0].objective is objective
+    assert_same(whole[0].objective, objective)
 
 
 def test_rrt_trains_a_new_head_with_sqinv_weights_by_adam() -> None:
-    stages = rrt.METHOD.stages(RECIPE)
+    stages = stages_of(rrt.METHOD)
     assert parts(stages) == [("network", 7), ("new head", 5)]
     torch.testing.assert_close(
         weights_of(make(stages[1].objective)), weights_of(make(weighted("sqinv")))
@@ -583,7 +608,7 @@ def test_rrt_trains_a_new_head_with_sqinv_weights_by_adam() -> None:
 
 
 def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:
-    (stage,) = bsam_inv.METHOD.stages(RECIPE)
+    (stage,) = stages_of(bsam_inv.METHOD)
     loss = make(stage.objective)
     torch.testing.assert_close(weights_of(loss), weights_of(make(weighted("inv"))))
     optimizer, _ = stage.optimizers(nn.Linear(1, 1), RECIPE, loss)
@@ -592,14 +617,14 @@ def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:
 
 @pytest.mark.parametrize("method", [bsam.METHOD, bsam_clean_statistics.METHOD])
 def test_clean_statistics_are_those_of_the_first_pass_alone(method: Method) -> None:
-    (stage,) = method.stages(RECIPE)
+    (stage,) = stages_of(method)
     network = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
     loss = make(stage.objective)
     optimizer, _ = stage.optimizers(network, RECIPE, loss)
     inputs = TARGETS[:, None].float()
 
     def closure() -> Tensor:
-        error: Tensor = loss(network(inputs), TARGETS)
+        error: Tensor = loss(network, inputs, TARGETS)
         error.backward()
         return error
 
@@ -617,18 +642,31 @@ def maps(sizes: tuple[int, ...]) -> Tensor:
 def test_drawn_part_is_a_quarter_in_which_each_sample_weighs_the_same(
     sizes: tuple[int, ...],
 ) -> None:
-    loss = make(weighted("sqinv"))
+    loss = make(weighted("sqinv", kind=DrawnLoss))
     targets = maps(sizes)
-    predictions = torch.zeros_like(targets)
-    drawn = loss.draw(targets)
+    network = Zeros(sizes)
+    with quarter(network, loss):
+        found = loss(network, torch.arange(8), targets)
+    (drawn,) = network.seen
     assert drawn.shape == (2,)
     errors, weights = targets[drawn].abs(), loss.weights(targets[drawn])
-    with loss.drawing():
-        found = loss(predictions[drawn], targets[drawn])
     per_sample = (errors * weights).flatten(1 if sizes else 0)
     relative = (per_sample.mean(1) / weights.flatten(1).mean(1)).mean() if sizes else errors.mean()
     torch.testing.assert_close(found, relative)
-    torch.testing.assert_close(loss(predictions[drawn], targets[drawn]), per_sample.mean())
+    torch.testing.assert_close(loss(network, drawn, targets[drawn]), per_sample.mean())
+
+
+class Zeros(nn.Module):
+    """Predicts 0 and keeps what it saw."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.seen: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen.append(inputs)
+        return torch.zeros(len(inputs), *self.sizes)
 
 
 def small_network() -> nn.Sequential:
@@ -642,19 +680,18 @@ def test_bsam_quarter_takes_a_quarter_of_any_batch_in_its_first_pass(
     size: int, quarter: int
 ) -> None:
     torch.manual_seed(0)
-    (stage,) = bsam_quarter.METHOD.stages(RECIPE)
+    (stage,) = stages_of(bsam_quarter.METHOD)
     network, loss, batch = small_network(), make(stage.objective), TARGETS[-size:]
     if size == 1:
         # BatchNorm itself refuses a single sample.
         del network[1]
     optimizer, _ = stage.optimizers(network, RECIPE, loss)
-    assert optimizer.param_groups[0]["rho"] == RECIPE.rho_quarter
-    sizes = []
+    assert optimizer.param_groups[0]["rho"] == CONSTANTS["rho_quarter"]
+    sizes: list[int] = []
+    network.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
 
     def closure() -> Tensor:
-        targets = batch[loss.draw(batch)] if loss.draws else batch
-        sizes.append(len(targets))
-        error: Tensor = loss(network(targets[:, None].float()), targets)
+        error: Tensor = loss(network, batch[:, None].float(), batch)
         error.backward()
         return error
 
@@ -666,7 +703,7 @@ def test_bsam_quarter_takes_a_quarter_of_any_batch_in_its_first_pass(
 
 @pytest.mark.parametrize("method", [focal_r.METHOD, term.METHOD, lds.METHOD])
 def test_one_pass_methods_train_the_whole_network_by_the_base_optimizer(method: Method) -> None:
-    (stage,) = method.stages(RECIPE)
+    (stage,) = stages_of(method)
     assert parts([stage]) == [("network", 7)]
     optimizer, _ = stage.optimizers(nn.Linear(1, 1), RECIPE, make(stage.objective))
     assert type(optimizer) is torch.optim.SGD

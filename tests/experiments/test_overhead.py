@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from transformers import ResNetBackbone, ResNetConfig, ViTConfig
 
+from benchmarks.__main__ import main
 from benchmarks.costs.ledger import Ledger
-from benchmarks.costs.overhead import __main__ as script
 from benchmarks.costs.overhead import contenders, figures, gpu, report, timing, workloads
+from benchmarks.costs.overhead import record as measurement
 from benchmarks.costs.overhead.contenders import CONTENDERS, PEERS, RHO, available
 from benchmarks.costs.overhead.measuring import (
     MANY,
@@ -87,14 +88,16 @@ def test_peers_take_part_where_they_are_installed(
 ) -> None:
     monkeypatch.setattr(contenders, "find_spec", lambda name: object() if installed else None)
     assert set(CONTENDERS) - set(available()) == (set() if installed else set(PEERS))
-    left_out = [name for name in PEERS if any(name in s for s in script.not_run(CPU))]
+    left_out = [name for name in PEERS if any(name in s for s in measurement.not_run(CPU))]
     assert left_out == ([] if installed else list(PEERS))
 
 
 def test_where_there_is_no_gpu_the_record_says_what_was_not_run() -> None:
-    assert set(gpu.NOT_RUN) <= {s.removesuffix(", for want of a GPU") for s in script.not_run(CPU)}
+    assert set(gpu.NOT_RUN) <= {
+        s.removesuffix(", for want of a GPU") for s in measurement.not_run(CPU)
+    }
     assert not set(gpu.NOT_RUN) & {
-        s.removesuffix(", for want of a GPU") for s in script.not_run(torch.device("cuda"))
+        s.removesuffix(", for want of a GPU") for s in measurement.not_run(torch.device("cuda"))
     }
 
 
@@ -369,7 +372,7 @@ def test_bare_operators_are_no_goal_elsewhere_and_a_cpu_may_read() -> None:
     assert all(goal["met"] for goal in figures.goals(record))
 
 
-# The whole script
+# The whole command
 
 
 @pytest.fixture
@@ -393,17 +396,16 @@ class SmallNet(nn.Sequential):
 
 
 @pytest.mark.usefixtures("quick")
-def test_script_measures_prints_and_keeps_a_record(
+def test_command_measures_prints_and_keeps_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "CPU_PARTS", ("mlp", "500 tensors", "resnet18"))
-    monkeypatch.setattr(script, "CPU_CASES", (Case("mlp"), Case("mlp", "bfloat16")))
+    monkeypatch.setattr(measurement, "CPU_PARTS", ("mlp", "500 tensors", "resnet18"))
+    monkeypatch.setattr(measurement, "CPU_CASES", (Case("mlp"), Case("mlp", "bfloat16")))
     path = tmp_path / "record.json"
     arguments = ["overhead", "--seconds", "0", "--threads", "3", "--out", str(path)]
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr("sys.argv", arguments)
-    script.main()
+    main(arguments)
     record = json.loads(path.read_text())
     printed = capsys.readouterr().out
     assert threads == [3]
@@ -431,20 +433,18 @@ def test_script_measures_prints_and_keeps_a_record(
 
 
 @pytest.mark.usefixtures("quick")
-def test_script_without_a_gpu_rejects_the_device_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_command_without_a_gpu_rejects_the_device_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "record.json"
-    monkeypatch.setattr("sys.argv", ["overhead", "--device", "cuda", "--out", str(path)])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        script.main()
-    assert "torch finds none" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="torch finds none"):
+        main(["overhead", "--device", "cuda", "--out", str(path)])
     assert not path.exists()
 
 
 class Measured(Exception):  # noqa: N818  # no error
-    """Ends the script once it is known how it measures."""
+    """Ends the command once it is known how it measures."""
 
 
 @pytest.mark.parametrize("outcome", ["passed", "failed: the replays moved nothing"])
@@ -458,16 +458,21 @@ def test_replays_are_measured_only_where_they_are_steps(
         raise Measured
 
     monkeypatch.setattr(gpu, "checks", lambda: {gpu.CAPTURE_CHECK: outcome})
-    monkeypatch.setattr(script, "whole_step", whole_step)
+    monkeypatch.setattr(measurement, "CUDA_PARTS", ())
+    monkeypatch.setattr(measurement, "CUDA_CASES", (Case("mlp"),))
+    monkeypatch.setattr(measurement, "whole_step", whole_step)
     with pytest.raises(Measured):
-        script.measure((), (Case("mlp"),), device=torch.device("cuda"), seconds=0.0)
+        measurement.measure(torch.device("cuda"), seconds=0.0)
     assert captures == [gpu.captured if outcome == "passed" else None]
 
 
-def test_record_is_named_by_the_device() -> None:
-    path = script.default_path("NVIDIA H200")
+def test_record_is_named_by_the_device_and_the_threads_of_a_cpu() -> None:
+    record = {"device": "NVIDIA H200", "threads": 16, "checks": {gpu.CAPTURE_CHECK: "passed"}}
+    path = measurement.default_path(record)
     assert path.parts[-3:] == ("records", "overhead", "nvidia_h200.json")
-    assert script.default_path("x86_64 CPU (AVX2)").name == "x86_64_cpu_avx2.json"
+    for threads, name in ((1, "x86_64_cpu_avx2_1_thread"), (2, "x86_64_cpu_avx2_2_threads")):
+        record = {"device": "x86_64 CPU (AVX2)", "threads": threads, "checks": {}}
+        assert measurement.default_path(record).stem == name
 
 
 def tiny_resnet() -> nn.Module:
@@ -495,7 +500,7 @@ TINY = {"resnet50": tiny_resnet, "vit_b": tiny_vit}
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    "case", [case for case in script.CUDA_CASES if case.workload in TINY], ids=str
+    "case", [case for case in measurement.CUDA_CASES if case.workload in TINY], ids=str
 )
 def test_cases_of_a_gpu_run_on_a_cpu_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = Workload(TINY[case.workload], (2, 3, 32, 32), (2, 3, 32, 32))
@@ -518,8 +523,8 @@ def test_cases_of_a_gpu_run_on_a_cpu_too(case: Case, monkeypatch: pytest.MonkeyP
 
 def test_every_case_is_of_a_workload_and_named_once() -> None:
     for cases, parts in (
-        (script.CPU_CASES, script.CPU_PARTS),
-        (script.CUDA_CASES, script.CUDA_PARTS),
+        (measurement.CPU_CASES, measurement.CPU_PARTS),
+        (measurement.CUDA_CASES, measurement.CUDA_PARTS),
     ):
         assert {case.workload for case in cases} <= set(parts) <= {*WORKLOADS, MANY}
         assert len({str(case) for case in cases}) == len(cases)

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from benchmarks.datasets import rooms
+from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
 from benchmarks.datasets._memory import Pair
 from benchmarks.datasets._raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
-from benchmarks.datasets.nyud2_dir import BINS, COUNTS, REGIONS
 from benchmarks.networks.small_depth import SmallDepthNetwork
 
 SIZES = (64, 24, 32)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import read_record
 from benchmarks.experiment.registry import get_dataset
-from benchmarks.training.module import train
+from benchmarks.training.trainer import train
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
@@ -102,7 +103,8 @@ def test_run_refuses_to_go_on_from_a_checkpoint_with_code_in_it(tmp_path: Path) 
     torch.save(checkpoint, tmp_path / "run" / "stage-0" / "last_epoch.ckpt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train(
-            *("rotated_digits", "bsam", 0, digits.recipe),
+            plan("rotated_digits", "bsam"),
+            0,
             folder=tmp_path / "run",
             data=tmp_path / "digits",
         )

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.experiment.recipes import normalize, resolved_recipe
 from torch import Tensor, nn
 
 from balanced_sam import TargetWeights
 from benchmarks.datasets._memory import Samples
 from benchmarks.experiment.dataset import Dataset, Splits
-from benchmarks.experiment.recipe import CONSTANTS, Recipe
-from benchmarks.experiment.registry import get_dataset, get_method, method_names
+from benchmarks.experiment.method import Method
+from benchmarks.experiment.plan import Plan, plan
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.methods._losses import weighted
 from benchmarks.methods._optimizers import SCHEDULES
-from benchmarks.training import module as training
+from benchmarks.training import callbacks
 from benchmarks.training.batches import Draws, training_batches
-from benchmarks.training.module import train
+from benchmarks.training.trainer import train
 
 DIGITS = get_dataset("rotated_digits")
 
@@ -32,10 +33,12 @@ def digits(tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
-def quick(**changes: Any) -> Recipe:
-    """Return a short recipe for the digits."""
-    short: dict[str, Any] = {"epochs": 2, "batch_size": 1024, "lr": 0.05, "retrain_epochs": 2}
-    return dataclasses.replace(DIGITS.recipe, **short | changes)
+def quick(method: str, **changes: Any) -> Plan:
+    """Return a short plan for the digits."""
+    short: dict[str, Any] = {"epochs": 2, "batch_size": 1024, "lr": 0.05}
+    for name in {"retrain_epochs", "balanced_mse_epochs"} & get_method(method).constants.keys():
+        short[name] = 2
+    return plan("rotated_digits", method, short | changes)
 
 
 def kept(folder: Path, stage: int, selection: str) -> dict[str, Any]:
@@ -50,8 +53,7 @@ def kept(folder: Path, stage: int, selection: str) -> dict[str, Any]:
 def test_second_stage_changes_the_head_only_bit_for_bit(
     method: str, digits: Path, tmp_path: Path
 ) -> None:
-    recipe = quick(balanced_mse_epochs=2)
-    train("rotated_digits", method, 0, recipe, folder=tmp_path / "run", data=digits)
+    train(quick(method), 0, folder=tmp_path / "run", data=digits)
     first = kept(tmp_path / "run", 0, "best_validation")["state_dict"]
     second = kept(tmp_path / "run", 1, "last_epoch")["state_dict"]
     names = [name for name in first if name.startswith("network.")]
@@ -64,10 +66,12 @@ def test_second_stage_changes_the_head_only_bit_for_bit(
 def test_rrt_starts_the_head_anew_and_balanced_mse_goes_on_with_it(
     digits: Path, tmp_path: Path
 ) -> None:
-    recipe = quick(balanced_mse_epochs=1, retrain_epochs=1, retrain_lr=1e-9, balanced_mse_lr=1e-9)
     moved = {}
-    for method in ("rrt", "balanced_mse_bmc"):
-        train("rotated_digits", method, 0, recipe, folder=tmp_path / method, data=digits)
+    for method, constants in {
+        "rrt": {"retrain_epochs": 1, "retrain_lr": 1e-9},
+        "balanced_mse_bmc": {"balanced_mse_epochs": 1, "balanced_mse_lr": 1e-9},
+    }.items():
+        train(quick(method, **constants), 0, folder=tmp_path / method, data=digits)
         name = "network.head.weight"
         first = kept(tmp_path / method, 0, "best_validation")["state_dict"][name]
         moved[method] = (kept(tmp_path / method, 1, "last_epoch")["state_dict"][name] - first).abs()
@@ -76,65 +80,90 @@ def test_rrt_starts_the_head_anew_and_balanced_mse_goes_on_with_it(
 
 
 def test_learned_sigma_moves_with_its_own_rate(digits: Path, tmp_path: Path) -> None:
-    recipe = quick(balanced_mse_epochs=1, balanced_mse_lr=1e-4)
-    train("rotated_digits", "balanced_mse_bmc", 0, recipe, folder=tmp_path / "run", data=digits)
+    done = quick("balanced_mse_bmc", balanced_mse_epochs=1, balanced_mse_lr=1e-4)
+    train(done, 0, folder=tmp_path / "run", data=digits)
+    lr, sigma, sigma_lr = (
+        done.constants[name] for name in ("balanced_mse_lr", "noise_sigma", "noise_sigma_lr")
+    )
     checkpoint = kept(tmp_path / "run", 1, "last_epoch")
     rates = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
-    assert rates == [recipe.balanced_mse_lr, recipe.noise_sigma_lr]
-    steps = math.ceil(len(DIGITS.load(digits).train) / recipe.batch_size)
-    distance = abs(checkpoint["state_dict"]["objective.sigma"].item() - recipe.noise_sigma)
+    assert rates == [lr, sigma_lr]
+    steps = math.ceil(len(DIGITS.load(digits).train) / done.recipe.batch_size)
+    distance = abs(checkpoint["state_dict"]["objective.sigma"].item() - sigma)
     # Adam's first steps are as long as the rate.
-    assert 0 < distance <= steps * recipe.noise_sigma_lr * 1.01
-    assert distance > recipe.balanced_mse_lr * steps * 2
+    assert 0 < distance <= steps * sigma_lr * 1.01
+    assert distance > lr * steps * 2
 
 
 def test_a_normalized_recipe_trains_as_the_raw_one_does(digits: Path, tmp_path: Path) -> None:
     counts = DIGITS.load(digits).train_counts
     weights = TargetWeights.from_counts(DIGITS.bins, counts, scheme="sqinv", normalize=False)
     mean = ((weights.bin_weights * counts).sum() / counts.sum()).item()
-    raw = quick(normalized=False, lr=0.2, weight_decay=0.01)
-    recipes = {
-        "raw": raw,
-        "normalized": normalize(raw, mean),
-        "unconverted": dataclasses.replace(raw, normalized=True),
-    }
+    done = quick("sqinv", lr=0.2, weight_decay=0.01)
+    raw = dataclasses.replace(done.recipe, normalized=False)
+    recipes = {"raw": raw, "normalized": raw.normalize(mean), "unconverted": done.recipe}
+    assert done.recipe.normalized
     heads = {}
     for name, recipe in recipes.items():
-        train("rotated_digits", "sqinv", 0, recipe, folder=tmp_path / name, data=digits)
+        of_recipe = dataclasses.replace(done, recipe=recipe)
+        train(of_recipe, 0, folder=tmp_path / name, data=digits)
         state = kept(tmp_path / name, 0, "last_epoch")["state_dict"]
         heads[name] = state["network.head.weight"]
     torch.testing.assert_close(heads["normalized"], heads["raw"], atol=1e-4, rtol=0)
     assert (heads["unconverted"] - heads["raw"]).abs().max() > 1e-2
 
 
-def test_constants_of_the_recipe_are_those_of_some_method() -> None:
-    named = {name for method in method_names() for name in get_method(method).constants}
-    assert named == CONSTANTS
-    assert {field.name for field in dataclasses.fields(Recipe)} > CONSTANTS
+@pytest.mark.parametrize("method", method_names())
+def test_constants_are_what_the_method_takes_on_each_data_set_and_no_more(method: str) -> None:
+    about = get_method(method)
+    assert not about.constants.keys() & {field.name for field in dataclasses.fields(Recipe)}
+    assert about.tuned.keys() <= set(dataset_names())
+    for name in dataset_names():
+        constants = about.constants_on(name)
+        assert constants.keys() == about.constants.keys()
+        make_losses(about, name, constants)
+        with pytest.raises(TypeError):
+            make_losses(about, name, {**constants, "magic": 1})
+        for left_out in constants:
+            with pytest.raises(TypeError):
+                make_losses(about, name, {k: v for k, v in constants.items() if k != left_out})
 
 
-def test_a_run_does_not_depend_on_the_constants_of_other_methods(
-    digits: Path, tmp_path: Path
-) -> None:
-    recipe = quick(epochs=1)
-    others = dataclasses.replace(recipe, rho=9.0, term_t=7.0, retrain_lr=1.0, noise_sigma=3.0)
-    records = [
-        train("rotated_digits", "sqinv", 0, used, folder=tmp_path / name, data=digits)
-        for name, used in (("one", recipe), ("other", others))
-    ]
-    assert records[0].recipe == records[1].recipe
-    assert records[0].results == records[1].results
+def make_losses(method: Method, name: str, constants: dict[str, Any]) -> None:
+    """Make the training loss of each stage, on a target of each bin."""
+    dataset = get_dataset(name)
+    targets = torch.arange(len(dataset.bins)) * 100.0 / len(dataset.bins)
+    splits = Splits(*[None] * 3, targets, dataset.bins.counts(targets), "")  # type: ignore[list-item]
+    for stage in method.stages(dataset.recipe, **constants):
+        stage.objective(dataset, dataset.recipe, splits)
+
+
+def test_a_constant_is_that_of_the_data_set_unless_it_is_changed() -> None:
+    assert plan("rotated_digits", "bsam").constants == {"rho": 0.8, "rho_warmup_epochs": 5}
+    changed = plan("rotated_digits", "bsam", {"rho": 0.1, "lr": 0.7})
+    assert changed.constants == {"rho": 0.1, "rho_warmup_epochs": 5}
+    assert changed.recipe == dataclasses.replace(DIGITS.recipe, lr=0.7)
+    assert plan("imdb_wiki_dir", "bsam").constants == {"rho": 0.05, "rho_warmup_epochs": 0}
+
+
+def test_a_run_knows_nothing_of_the_constants_of_other_methods() -> None:
+    described = quick("sqinv").description
+    entries = {field.name for field in dataclasses.fields(Recipe)}
+    assert described.keys() == entries | {"stage_epochs"}
+    assert quick("bsam").description.keys() == described.keys() | {"rho", "rho_warmup_epochs"}
+    for constant in ("rho", "term_t", "retrain_lr", "noise_sigma"):
+        with pytest.raises(ValueError, match=rf"constants of sqinv \[\], but got \['{constant}'\]"):
+            quick("sqinv", **{constant: 1.0})
 
 
 def test_normalize_keeps_a_recipe_of_mean_one() -> None:
-    assert normalize(DIGITS.recipe, 0.1) is DIGITS.recipe
-    agedb = get_dataset("agedb_dir")
-    recipe = resolved_recipe(agedb, changes={}, normalized=True)
+    assert DIGITS.recipe.normalize(0.1) is DIGITS.recipe
+    recipe = plan("agedb_dir", "sqinv", normalized=True).recipe
     assert recipe.normalized
     # The figures of the plan, rounded there.
     assert recipe.lr == pytest.approx(0.0153, abs=5e-5)
     assert recipe.weight_decay == pytest.approx(1.3e-3, abs=5e-5)
-    assert not resolved_recipe(agedb, changes={}, normalized=False).normalized
+    assert not plan("agedb_dir", "sqinv").recipe.normalized
 
 
 class Spy(nn.Module):
@@ -161,22 +190,19 @@ class Noise(nn.Module):
         return images + torch.rand(images.shape), targets
 
 
-def spied(
-    monkeypatch: pytest.MonkeyPatch, digits: Path, folder: Path, method: str, recipe: Recipe
-) -> list[Tensor]:
+def spied(monkeypatch: pytest.MonkeyPatch, digits: Path, folder: Path, done: Plan) -> list[Tensor]:
     """Return the batches that a network saw in training."""
     spy = Spy()
     dataset: Dataset = dataclasses.replace(DIGITS, network=lambda recipe: spy, augmentation=Noise)
-    monkeypatch.setattr("benchmarks.training.module.get_dataset", lambda name: dataset)
-    train("rotated_digits", method, 0, recipe, folder=folder, data=digits)
+    monkeypatch.setattr("benchmarks.training.trainer.get_dataset", lambda name: dataset)
+    train(done, 0, folder=folder, data=digits)
     return spy.seen
 
 
 def test_both_passes_see_the_same_augmented_batch(
     monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
 ) -> None:
-    recipe = quick(batch_size=4096)
-    seen = spied(monkeypatch, digits, tmp_path / "run", "bsam", recipe)
+    seen = spied(monkeypatch, digits, tmp_path / "run", quick("bsam", batch_size=4096))
     assert len(seen) == 4
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(seen[2], seen[3])
@@ -186,9 +212,9 @@ def test_both_passes_see_the_same_augmented_batch(
 def test_methods_see_the_same_batches_of_the_same_seed(
     monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
 ) -> None:
-    recipe = quick(epochs=1)
     vanilla, sam = (
-        spied(monkeypatch, digits, tmp_path / method, method, recipe) for method in ("inv", "sam")
+        spied(monkeypatch, digits, tmp_path / method, quick(method, epochs=1))
+        for method in ("inv", "sam")
     )
     assert len(sam) == 2 * len(vanilla)
     for a, b in zip(vanilla, sam[::2], strict=True):
@@ -233,43 +259,42 @@ def test_predictions_are_not_rounded_to_16_bits_under_autocast() -> None:
 def test_seconds_are_those_of_all_epochs_through_a_resume(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "monotonic", itertools.count().__next__)
+    monkeypatch.setattr(callbacks, "monotonic", itertools.count().__next__)
     epochs = itertools.count()
 
     def fail_in_the_second() -> None:
         if next(epochs) == 1:
             raise InterruptedError
 
-    recipe, folder = quick(epochs=3), tmp_path / "run"
+    done, folder = quick("sqinv", epochs=3), tmp_path / "run"
     with pytest.raises(InterruptedError):
-        train(
-            *("rotated_digits", "sqinv", 0, recipe),
-            folder=folder,
-            data=digits,
-            after_epoch=fail_in_the_second,
-        )
-    record = train("rotated_digits", "sqinv", 0, recipe, folder=folder, data=digits)
+        train(done, 0, folder=folder, data=digits, after_epoch=fail_in_the_second)
+    record = train(done, 0, folder=folder, data=digits)
     assert record.seconds == 3
 
 
 def test_normalized_is_no_entry_to_set() -> None:
     with pytest.raises(ValueError, match="--normalized, which converts the recipe"):
-        resolved_recipe(DIGITS, changes={"normalized": False}, normalized=False)
+        plan("rotated_digits", "sqinv", {"normalized": False})
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("method", "changes", "message"),
     [
-        ({"epochs": 0}, "epochs to be at least 1, but got 0"),
-        ({"batch_size": -1}, "batch_size to be at least 1, but got -1"),
-        ({"rho": -0.1}, "rho to be non-negative, but got -0.1"),
-        ({"rho_quarter": -0.1}, "rho_quarter to be non-negative, but got -0.1"),
-        ({"epoch": 1}, r"entries of the recipe .*epochs.* but got \['epoch'\]"),
+        ("bsam", {"epochs": 0}, "epochs to be at least 1, but got 0"),
+        ("bsam", {"batch_size": -1}, "batch_size to be at least 1, but got -1"),
+        ("rrt", {"retrain_epochs": 0}, "retrain_epochs to be at least 1, but got 0"),
+        ("bsam", {"rho": -0.1}, "rho to be at least 0, but got -0.1"),
+        ("bsam_quarter", {"rho_quarter": -0.1}, "rho_quarter to be at least 0, but got -0.1"),
+        ("bsam", {"epoch": 1}, r"entries of the recipe .*epochs.* but got \['epoch'\]"),
+        ("bsam", {"term_t": 1}, r"constants of bsam \['rho', .*\], but got \['term_t'\]"),
     ],
 )
-def test_recipe_refuses_what_cannot_be_trained(changes: dict[str, Any], message: str) -> None:
+def test_plan_refuses_what_cannot_be_trained(
+    method: str, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        resolved_recipe(DIGITS, changes=changes, normalized=False)
+        plan("rotated_digits", method, changes)
 
 
 def test_inv_has_the_mean_of_sqinv_on_the_raw_scale() -> None:
