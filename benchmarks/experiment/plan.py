@@ -8,7 +8,7 @@ from benchmarks.experiment.method import Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.experiment.registry import get_dataset, get_method
 
-_LEAST = {"epochs": 1, "batch_size": 1, "retrain_epochs": 1, "rho": 0}
+_POSITIVE = ("epochs", "batch_size", "retrain_epochs")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def plan(
             f"Expected entries of the recipe {sorted(entries)} or constants of {method} "
             f"{sorted(constants)}, but got {unknown}."
         )
-    for name, least in _LEAST.items():
-        if changes.get(name, least) < least:
-            raise ValueError(f"Expected {name} to be at least {least}, but got {changes[name]}.")
+    for name, value in changes.items():
+        least = int(name in _POSITIVE)
+        if isinstance(value, (int, float)) and value < least:
+            raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
     return Plan(
         dataset,
         method,
