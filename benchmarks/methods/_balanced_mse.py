@@ -103,7 +103,8 @@ def stages(
 ) -> list[Stage]:
     """Return the parts of training: the head alone after a vanilla stage, or all from the start.
 
-    The first is what the released code does for ages, the second what it does for depth.
+    The first is near to what the released code does for ages, which begins with a new head and lets
+    the statistics of BatchNorm move; the second is what it does for depth.
     """
     objective = partial(objective, **constants)
     if not balanced_mse_epochs:
