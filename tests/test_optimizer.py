@@ -809,6 +809,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"should be an iterable of Tensors or dicts, but got torch\.FloatTensor",
     ),
+    "one tensor beside a built base": (
+        lambda: BalancedSAM(w, built()),
+        TypeError,
+        r"Expected `params` to be an iterable of tensors, but got a tensor",
+    ),
     "base with a rho of its own": (
         lambda: BalancedSAM([w], torch.optim.Adadelta),
         ValueError,
@@ -822,12 +827,12 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "only frozen tensors that the base does not hold": (
         lambda: BalancedSAM([torch.zeros(2)], SGD([w], lr=0.1)),
         ValueError,
-        r"to hold tensors that the base optimizer trains, but got 1 others",
+        r"to hold tensors that the base optimizer trains, but got 1 it does not, of shapes \(2,\)",
     ),
     "no tensor": (
         lambda: BalancedSAM([], built()),
         ValueError,
-        r"to hold tensors that the base optimizer trains, but got 0 others",
+        r"to hold tensors that the base optimizer trains, but got none at all",
     ),
     "a number among the tensors": (
         lambda: BalancedSAM([w, 3], built()),  # type: ignore[list-item]
@@ -842,12 +847,12 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "tensor that the base does not train": (
         lambda: BalancedSAM([w, parameter(3, 4), parameter()], built()),
         ValueError,
-        r"but got 2 others, of shape \(3, 4\), of shape \(\)\.",
+        r"but got 2 it does not, of shapes \(3, 4\), \(\)\.",
     ),
     "seven tensors that the base does not train": (
         lambda: BalancedSAM([w, *many], built()),
         ValueError,
-        r"but got 7 others, of shape \(1,\), .*, of shape \(5,\)\.",
+        r"but got 7 it does not, of shapes \(1,\), .*, \(5,\)\.",
     ),
     "base neither optimizer nor callable": (
         lambda: BalancedSAM([w], "SGD"),  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.datasets._face_images import Faces
 from benchmarks.datasets._files import Row, check_images, checksum, read_csv
-from benchmarks.experiment.criteria import absolute_error
 from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.recipe import Recipe
 
 COLUMNS = ("age", "path", "split")

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
 from benchmarks.datasets._files import check_images, checksum, fetch, read_csv, unpack
-from benchmarks.experiment.criteria import squared_error
 from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.element_losses import squared_error
 from benchmarks.experiment.recipe import Recipe
 
 TRAIN_FILE, TEST_FILE = "nyu2_train.csv", "nyu2_test.csv"

@@ -21,8 +21,8 @@ from torch import Generator, Tensor, nn
 from benchmarks.datasets._depths import BINS, COUNTS, REGIONS
 from benchmarks.datasets._memory import Pair, in_memory
 from benchmarks.datasets._raycast import Rooms, cast_depth, draw_paint, draw_rooms, render
-from benchmarks.experiment.criteria import squared_error
 from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.element_losses import squared_error
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.networks.small_depth import SmallDepthNetwork
 

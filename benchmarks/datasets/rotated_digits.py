@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.datasets._memory import Pair, in_memory
-from benchmarks.experiment.criteria import absolute_error
 from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.networks.small_resnet import SmallResNet
 

@@ -70,6 +70,8 @@ class LeftOut:
     @classmethod
     def of(cls, params: Iterable[Any], base: Optimizer) -> "LeftOut":
         """Return what the base trains and ``params``, a flat iterable, leaves out."""
+        if isinstance(params, Tensor):
+            raise TypeError("Expected `params` to be an iterable of tensors, but got a tensor.")
         tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]
         for tensor in tensors:
             if isinstance(tensor, dict):
@@ -86,10 +88,10 @@ class LeftOut:
         others = [t for t in tensors if t.requires_grad and id(t) not in trained]
         if others or not given & trained.keys():
             others = others or tensors
-            shapes = "".join(f", of shape {tuple(t.shape)}" for t in others[:5])
+            shapes = ", ".join(str(tuple(t.shape)) for t in others[:5])
+            came = f"{len(others)} it does not, of shapes {shapes}" if others else "none at all"
             raise ValueError(
-                "Expected `params` to hold tensors that the base optimizer trains, but got "
-                f"{len(others)} others{shapes}."
+                f"Expected `params` to hold tensors that the base optimizer trains, but got {came}."
             )
         return cls([p for i, p in trained.items() if i not in given], base.param_groups)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -61,11 +62,8 @@ class _Cycle:
 
 def _of_the_base(name: str, doc: str) -> Any:
     """Return a property that is the base optimizer's attribute."""
-    return property(
-        lambda self: getattr(self.base_optimizer, name),
-        lambda self, value: setattr(self.base_optimizer, name, value),
-        doc=doc,
-    )
+    setter = lambda self, value: setattr(self.base_optimizer, name, value)  # noqa: E731
+    return property(attrgetter(f"base_optimizer.{name}"), setter, doc=doc)
 
 
 class BalancedSAM(Optimizer):

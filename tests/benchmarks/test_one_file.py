@@ -44,7 +44,7 @@ from torch import nn
 
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.datasets._memory import in_memory
-from benchmarks.experiment.criteria import absolute_error
+from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.dataset import Dataset
 from benchmarks.experiment.recipe import Recipe
 

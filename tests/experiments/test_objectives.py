@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, smooth_counts
-from benchmarks.experiment.criteria import absolute_error, squared_error
 from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.element_losses import absolute_error, squared_error
 from benchmarks.experiment.method import Method, Objective, Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods import (
