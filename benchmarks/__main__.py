@@ -117,7 +117,7 @@ def _add_run(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change an entry of the recipe, or a constant of the method",
+        help="change an entry of the recipe, or a constant that all these methods have",
     )
     parser.set_defaults(command=_run)
 

@@ -215,6 +215,6 @@ def _network(recipe: Recipe) -> nn.Module:
 
 
 def _augmentation() -> nn.Module:
-    from benchmarks.face_augmentation import FaceAugmentation
+    from benchmarks.datasets._face_augmentation import FaceAugmentation
 
     return FaceAugmentation()

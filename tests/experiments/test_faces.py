@@ -14,11 +14,11 @@ from torch import Tensor
 from balanced_sam import ShotRegions, TargetWeights
 from benchmarks.costs.loading import summary
 from benchmarks.datasets import agedb_dir, imdb_wiki_dir
+from benchmarks.datasets._face_augmentation import FaceAugmentation
 from benchmarks.datasets._face_images import Faces, random_box
 from benchmarks.datasets._faces import BINS
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.registry import get_method, method_names
-from benchmarks.face_augmentation import FaceAugmentation
 
 DATASETS = {"agedb_dir": agedb_dir.DATASET, "imdb_wiki_dir": imdb_wiki_dir.DATASET}
 AGEDB = agedb_dir.DATASET
