@@ -117,14 +117,16 @@ def _add_run(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change an entry of the recipe, or a constant that all these methods have",
+        help="change an entry of the recipe, or a constant of the methods that have it",
     )
     parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
+    from benchmarks.experiment.plan import changes_by_method
     from benchmarks.training.pool import Run, run_all
 
+    changes = changes_by_method(options.methods, dict(options.set))
     runs = [
         Run(
             options.dataset,
@@ -132,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
             seed,
             records=options.records,
             data=options.data,
-            changes=dict(options.set),
+            changes=changes[method],
             normalized=options.normalized,
             accelerator=options.device,
             precision=options.precision,

@@ -33,6 +33,16 @@ class Plan:
         return dataclasses.asdict(self.recipe) | self.constants | epochs
 
 
+def changes_by_method(methods: list[str], changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return of the changes those that each method takes: all but other methods' constants."""
+    own = {method: get_method(method).constants.keys() for method in methods}
+    constants = set().union(*own.values())
+    return {
+        method: {k: v for k, v in changes.items() if k in own[method] or k not in constants}
+        for method in methods
+    }
+
+
 def plan(
     dataset: str, method: str, changes: dict[str, Any] | None = None, *, normalized: bool = False
 ) -> Plan:

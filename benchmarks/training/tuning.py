@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiment.plan import changes_by_method
 from benchmarks.experiment.record import Record, read_record, write_json
 from benchmarks.experiment.registry import get_dataset
 from benchmarks.training.pool import Run, run_all
@@ -38,7 +39,8 @@ def tune(
         for point in points:
             name = ",".join(f"{key}={value}" for key, value in point.items())
             folder = WORK / name
-            runs[method, name] = [Run(dataset, method, seed, folder, None, point) for seed in seeds]
+            own = changes_by_method(methods, point)[method]
+            runs[method, name] = [Run(dataset, method, seed, folder, None, own) for seed in seeds]
     run_all([run for group in runs.values() for run in group], jobs=jobs, resume=True)
     choices: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for (method, name), group in runs.items():
