@@ -43,7 +43,7 @@ clean:
 	rm -rf .venv .venv-wheel demo dist runs docs/_build docs/generated
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "balanced-sam needs Python 3.10 or newer, but this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or newer, which the pinned versions need, but got " + sys.version)'
 	$(PYTHON) -m venv .venv
 
 # The stamps are newer than what they were installed from.
