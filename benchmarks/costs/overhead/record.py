@@ -51,9 +51,9 @@ CUDA_CASES = (
 
 def default_path(record: dict[str, Any]) -> Path:
     """Return where the record of a machine lies."""
-    threads = record["threads"]
-    parts = [record["device"], *([] if record["checks"] else [f"{threads} threads"])]
-    machine = " ".join(parts).removesuffix("s" if threads == 1 else "")
+    machine, threads = record["device"], record["threads"]
+    if not record["checks"]:  # Those are of a GPU.
+        machine += f" {threads} thread{'s' * (threads > 1)}"
     return COMMITTED / "overhead" / f"{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
 
 
