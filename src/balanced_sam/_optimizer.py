@@ -62,8 +62,11 @@ class _Cycle:
 
 def _of_the_base(name: str, doc: str) -> Any:
     """Return a property that is the base optimizer's attribute."""
-    setter = lambda self, value: setattr(self.base_optimizer, name, value)  # noqa: E731
-    return property(attrgetter(f"base_optimizer.{name}"), setter, doc=doc)
+
+    def assign(self: Any, value: Any) -> None:
+        setattr(self.base_optimizer, name, value)
+
+    return property(attrgetter(f"base_optimizer.{name}"), assign, doc=doc)
 
 
 class BalancedSAM(Optimizer):
@@ -166,9 +169,7 @@ class BalancedSAM(Optimizer):
     state: Any = _of_the_base(
         "state", "The base optimizer's state; nothing of the perturbation is in it."
     )
-    defaults: dict[str, Any] = _of_the_base(
-        "defaults", "The base optimizer's defaults and ``rho``."
-    )
+    defaults: dict[str, Any] = _of_the_base("defaults", "The base's defaults and ``rho``.")
 
     @property
     def is_perturbed(self) -> bool:
