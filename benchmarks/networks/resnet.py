@@ -91,10 +91,15 @@ def _random(config: ResNetConfig) -> ResNetBackbone:
 def _imagenet_resnet50() -> ResNetBackbone:
     """Return the stem and stages of a ResNet-50 that was trained on ImageNet."""
     try:
-        return ResNetBackbone.from_pretrained(IMAGENET_RESNET50, out_features=STAGES)
+        backbone: ResNetBackbone = ResNetBackbone.from_pretrained(
+            IMAGENET_RESNET50, out_features=STAGES
+        )
     except OSError as error:
         raise OSError(
             f"Expected the ImageNet weights of {IMAGENET_RESNET50} on the hub of transformers or "
             "in its cache, but got neither: run once with a network, let HF_HOME name a folder "
             "that holds the cache, or start from random weights with `--set pretrained=false`."
         ) from error
+    # It comes in evaluation mode, in which the trainer would leave it.
+    backbone.train()
+    return backbone

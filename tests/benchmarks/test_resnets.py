@@ -113,9 +113,11 @@ def test_pretrained_resnet50_has_the_stored_weights(
     stored = ResNetForImageClassification(ResNetConfig(**SMALL))
     stored.save_pretrained(tmp_path)
     monkeypatch.setattr(resnets, "IMAGENET_RESNET50", str(tmp_path))
-    loaded = resnet50(pretrained=True).backbone.state_dict()
+    loaded = resnet50(pretrained=True).backbone
     for name, value in stored.resnet.state_dict().items():
-        assert torch.equal(loaded[name], value)
+        assert torch.equal(loaded.state_dict()[name], value)
+    # The statistics of BatchNorm move in training, as those of random weights do.
+    assert all(module.training for module in loaded.modules())
 
 
 def test_pretrained_resnet50_without_weights_says_what_to_do(
