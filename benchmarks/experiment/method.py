@@ -29,9 +29,9 @@ class Stage:
     objective: Objective
     optimizers: Optimizers
     epochs: int
-    part: Literal["network", "head", "new head"] = "network"
-    """What is trained; the rest stays as it is, the statistics of BatchNorm included. A new head
-    starts anew."""
+    part: Literal["network", "head"] = "network"
+    """What is trained. The head alone starts anew, and of the rest nothing moves but the statistics
+    of BatchNorm."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ CONSTANTS = {
     "noise_sigma": 10.0,
     "noise_sigma_lr": 1e-2,
 }
-"""Epochs on the head alone after a vanilla stage, or 0 to train the whole network from the start;
+"""Epochs on a new head after a vanilla stage, or 0 to train the whole network from the start;
 the learning rate of that head, by Adam; where the noise scale starts, in target units; and its
 learning rate, 0 to keep it as it is."""
 _OF_DEPTH = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
@@ -101,10 +101,9 @@ def stages(
     balanced_mse_lr: float,
     **constants: Any,
 ) -> list[Stage]:
-    """Return the parts of training: the head alone after a vanilla stage, or all from the start.
+    """Return the parts of training: a new head after a vanilla stage, or all from the start.
 
-    The first is near to what the released code does for ages, which begins with a new head and lets
-    the statistics of BatchNorm move; the second is what it does for depth.
+    The released code does the first for ages and the second for depth.
     """
     objective = partial(objective, **constants)
     if not balanced_mse_epochs:

@@ -15,7 +15,7 @@ def stages(recipe: Recipe, *, retrain_epochs: int, retrain_lr: float) -> list[St
         weighted("sqinv"),
         partial(adam, retrain_lr),
         epochs=retrain_epochs,
-        part="new head",
+        part="head",
     )
     return after_vanilla(recipe, head)
 

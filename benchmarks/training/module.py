@@ -40,23 +40,17 @@ class Regression(lightning.LightningModule):
         self.seed = seed
 
     def begin(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from the network of the stage before, and free only what this stage trains."""
+        """Go on from the network of the stage before, all of it or but for a new head."""
         if checkpoint is not None:
             state = checkpoint["state_dict"].items()
             prefix = "network."
             self.network.load_state_dict(
                 {name[len(prefix) :]: value for name, value in state if name.startswith(prefix)}
             )
-        if self._stage.part == "new head":
-            self.network.head.reset_parameters()
-        if self._stage.part != "network":
+        if self._stage.part == "head":
             self.network.requires_grad_(False)
-            self.network.head.requires_grad_(True)
-
-    def on_train_epoch_start(self) -> None:
-        """Keep the statistics of BatchNorm where only the head is trained."""
-        if self._stage.part != "network":
-            self.network.eval()
+            # Drawn once more, as the first one has shaped the features that it started with.
+            self.network.head = self.dataset.network(self.recipe).head
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Return the batch as the network takes it; in training augmented, the same in all passes.

@@ -596,7 +596,7 @@ def test_balanced_mse_trains_the_head_after_a_vanilla_stage_or_all_from_the_star
 
 def test_rrt_trains_a_new_head_with_sqinv_weights_by_adam() -> None:
     stages = stages_of(rrt.METHOD)
-    assert parts(stages) == [("network", 7), ("new head", 5)]
+    assert parts(stages) == [("network", 7), ("head", 5)]
     torch.testing.assert_close(
         weights_of(make(stages[1].objective)), weights_of(make(weighted("sqinv")))
     )
