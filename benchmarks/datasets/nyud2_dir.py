@@ -355,9 +355,9 @@ DATASET = Dataset(
     published="nyud2_dir",
     ours=(
         "rho, also of BSAM's cheaper variant, and TERM's tilt, not tuned on this data; the weights "
-        "of BSAM (SQINV in both passes); three epochs for RRT's head; the rooms held out for "
-        "validation; the encoder starts from the ImageNet weights of microsoft/resnet-50, not from "
-        "those of the benchmark code; a rotated map keeps the nearest depth"
+        "of BSAM (SQINV in both passes); the rooms held out for validation; the encoder starts "
+        "from the ImageNet weights of microsoft/resnet-50, not from those of the benchmark code; a "
+        "rotated map keeps the nearest depth"
     ),
     augmentation=_make_augmentation,
     download=download,

@@ -68,7 +68,7 @@ class Dataset:
     """The loss of each element, a function of predictions and targets."""
     recipe: Recipe
     network: Callable[[Recipe], nn.Module]
-    """Make the network; its attribute ``head`` is the last layer."""
+    """Make the network; its attribute ``head`` is its end, which some methods train anew."""
     load: Callable[[Path | None], Splits]
     """Read the data below a folder, or the embedded data if there is no folder."""
     write_miniature: Callable[[Path], None]

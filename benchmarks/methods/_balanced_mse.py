@@ -28,8 +28,8 @@ CONSTANTS = {
 """Epochs on a new head after a vanilla stage, or 0 to train the whole network from the start;
 the learning rate of that head, by Adam; where the noise scale starts, in target units; and its
 learning rate, 0 to keep it as it is."""
-_OF_DEPTH = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
-TUNED = {
+_OF_DEPTH: dict[str, Any] = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
+TUNED: dict[str, dict[str, Any]] = {
     "nyud2_dir": _OF_DEPTH,
     "rooms": _OF_DEPTH,
     "rotated_digits": {"balanced_mse_lr": 0.03},
@@ -110,7 +110,7 @@ def stages(
         return whole(objective)(recipe)
     head = Stage(
         objective,
-        partial(adam, balanced_mse_lr),
+        partial(adam, lr=balanced_mse_lr),
         epochs=balanced_mse_epochs,
         part="head",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from math import cos, pi
 from typing import Any
@@ -29,6 +30,11 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     # As in the code of BSAM: counted from 1, down to a thousandth.
     "cosine_from_one": lambda epoch, epochs: 1e-3 + (1 - 1e-3) * _half_cosine((epoch + 1) / epochs),
     "tenth_halfway": lambda epoch, epochs: 0.1 if 2 * epoch >= epochs else 1.0,
+    # As in the code of DIR for ages: from 60 and from 80 of 90.
+    "tenth_twice": lambda epoch, epochs: (
+        0.1 ** ((3 * epoch >= 2 * epochs) + (9 * epoch >= 8 * epochs))
+    ),
+    "constant": lambda epoch, epochs: 1.0,
 }
 """The learning rate's factor in an epoch, counted from 0, of so many."""
 
@@ -72,10 +78,16 @@ def balanced_sam(
 
 
 def adam(
-    lr: float, network: nn.Module, recipe: Recipe, objective: nn.Module
+    network: nn.Module,
+    recipe: Recipe,
+    objective: nn.Module,
+    *,
+    lr: float,
+    schedule: str = "constant",
 ) -> OptimizerAndSchedules:
-    """Adam at a constant rate, for the stages that train the head alone."""
-    return Adam(_groups(network, objective), lr=lr), []
+    """Adam without weight decay, for stages that train the head alone."""
+    own = replace(recipe, optimizer="adam", lr=lr, weight_decay=0.0, schedule=schedule)
+    return base(network, own, objective)
 
 
 def _groups(network: nn.Module, objective: nn.Module) -> list[dict[str, Any]]:

@@ -31,14 +31,7 @@ class DepthNetwork(nn.Module):
         self.decode = nn.ModuleList(_UpProjection(last // k, last // k // 2) for k in (2, 4, 8, 16))
         self.enlarge = nn.ModuleList(_UpProjection(channels, 16) for channels in encoder.channels)
         self.fuse = nn.Sequential(_convolution(64, 64, 5), nn.ReLU())
-        features = last // 32 + 64
-        self.refine = nn.Sequential(
-            _convolution(features, features, 5),
-            nn.ReLU(),
-            _convolution(features, features, 5),
-            nn.ReLU(),
-        )
-        self.head = nn.Conv2d(features, 1, 5, padding=2)
+        self.head = _Refinement(last // 32 + 64)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return depths, shape ``(N, H / 2, W / 2)``, of images in [0, 1]."""
@@ -51,8 +44,7 @@ class DepthNetwork(nn.Module):
             decoded = up(decoded, larger)
         enlarged = [up(stage, size) for up, stage in zip(self.enlarge, stages, strict=True)]
         fused = self.fuse(torch.cat(enlarged, dim=1))
-        refined = self.refine(torch.cat([decoded, fused], dim=1))
-        depths = in_full_precision(self.head, refined)
+        depths: Tensor = self.head(torch.cat([decoded, fused], dim=1))
         return depths.squeeze(1)
 
 
@@ -71,6 +63,26 @@ class _UpProjection(nn.Module):
         start, shortcut = self.spread(features).chunk(2, dim=1)
         output: Tensor = (self.body(start.relu()) + shortcut).relu()
         return output
+
+
+class _Refinement(nn.Sequential):
+    """Depths of features, by a few layers that see a little around each pixel."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(
+            _convolution(features, features, 5),
+            nn.ReLU(),
+            _convolution(features, features, 5),
+            nn.ReLU(),
+            nn.Conv2d(features, 1, 5, padding=2),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return depths, shape ``(N, 1, H, W)``, of features of that size."""
+        *layers, last = self
+        for layer in layers:
+            features = layer(features)
+        return in_full_precision(last, features)
 
 
 def _convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:

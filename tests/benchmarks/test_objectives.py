@@ -19,7 +19,9 @@ from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, sm
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error, squared_error
 from benchmarks.experiment.method import Method, Objective, Stage
+from benchmarks.experiment.plan import plan
 from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.registry import get_dataset
 from benchmarks.methods import (
     balanced_mse_bmc,
     balanced_mse_gai,
@@ -594,17 +596,38 @@ def test_balanced_mse_trains_the_head_after_a_vanilla_stage_or_all_from_the_star
     assert_same(whole[0].objective, objective)
 
 
-def test_rrt_trains_a_new_head_with_sqinv_weights_by_adam() -> None:
+def test_rrt_trains_a_head_with_sqinv_weights() -> None:
     stages = stages_of(rrt.METHOD)
     assert parts(stages) == [("network", 7), ("head", 5)]
     torch.testing.assert_close(
         weights_of(make(stages[1].objective)), weights_of(make(weighted("sqinv")))
     )
-    loss = make(stages[1].objective)
-    optimizer, schedules = stages[1].optimizers(nn.Linear(1, 1), RECIPE, loss)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "decay", "rates"),
+    [
+        ("agedb_dir", 0.0, [1e-3] * 60 + [1e-4] * 20 + [1e-5] * 10),
+        ("imdb_wiki_dir", 0.0, [1e-3] * 60 + [1e-4] * 20 + [1e-5] * 10),
+        ("nyud2_dir", 1e-4, [1e-4] * 5 + [1e-5] * 5),
+    ],
+)
+def test_rrt_trains_the_head_as_published(dataset: str, decay: float, rates: list[float]) -> None:
+    done = plan(dataset, "rrt")
+    stage = done.stages[-1]
+    of_stage = dataclasses.replace(done.recipe, epochs=stage.epochs)
+    loss = make(stage.objective)
+    optimizer, schedules = stage.optimizers(nn.Linear(1, 1), of_stage, loss)
     assert type(optimizer) is torch.optim.Adam
-    assert [group["lr"] for group in optimizer.param_groups] == [3e-3]
-    assert schedules == []
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == decay
+    found = []
+    for _ in range(stage.epochs):
+        found.append(group["lr"])
+        optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+    assert found == pytest.approx(rates)
 
 
 def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:

@@ -94,17 +94,25 @@ def test_depth_network_gives_depths_of_half_the_size() -> None:
 def test_depth_network_has_the_size_of_hu_et_al(large: Encoder) -> None:
     network = DepthNetwork(large)
     assert weights(network) - weights(large) == 44_061_441
-    assert network.head.weight.shape == (1, 128, 5, 5)
+    assert weights(network.head) == 822_913
+    assert network.head[-1].weight.shape == (1, 128, 5, 5)
 
 
-def test_depth_network_output_is_linear_in_the_head() -> None:
+def test_depth_network_output_is_linear_in_the_last_layer() -> None:
     network = DepthNetwork(small_encoder()).eval()
     images = torch.rand(1, 3, 64, 96)
     before = network(images)
     with torch.no_grad():
-        network.head.weight *= 2
-        network.head.bias *= 2
+        network.head[-1].weight *= 2
+        network.head[-1].bias *= 2
     torch.testing.assert_close(network(images), 2 * before)
+
+
+def test_depths_are_not_rounded_to_16_bits_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        depths = DepthNetwork(small_encoder())(torch.rand(2, 3, 64, 96))
+    assert depths.dtype == torch.float32
+    assert not torch.equal(depths, depths.bfloat16().float())
 
 
 def test_pretrained_resnet50_has_the_stored_weights(

@@ -21,6 +21,7 @@ from benchmarks.methods._losses import weighted
 from benchmarks.methods._optimizers import SCHEDULES
 from benchmarks.training import callbacks
 from benchmarks.training.batches import Draws, training_batches
+from benchmarks.training.module import Regression
 from benchmarks.training.trainer import train
 
 DIGITS = get_dataset("rotated_digits")
@@ -82,6 +83,26 @@ def test_second_stage_starts_a_new_head(method: str, digits: Path, tmp_path: Pat
     # Neither the trained one nor, of the same seed, the one that it started as.
     assert (head - first["state_dict"]["network.head.weight"]).abs().max() > 1e-2
     assert (head - start).abs().max() > 1e-2
+
+
+def test_rrt_on_depth_trains_all_that_refines_anew() -> None:
+    dataset = get_dataset("nyud2_dir")
+    done = plan("nyud2_dir", "rrt", {"pretrained": False})
+    splits = Splits(*[None] * 3, torch.ones(1), dataset.counts["train"], "")  # type: ignore[list-item]
+    first, second = (
+        Regression(dataset, done.recipe, stage, splits, seed=0) for stage in done.stages
+    )
+    nn.init.constant_(first.network.head[0][1].running_mean, 7.0)
+    second.begin({"state_dict": first.state_dict()})
+    free = {name: p for name, p in second.network.named_parameters() if p.requires_grad}
+    assert all(name.startswith("head.") for name in free)
+    assert sum(p.numel() for p in free.values()) == 822_913
+    before, after = first.network.state_dict(), second.network.state_dict()
+    for name in before:
+        if not name.startswith("head."):
+            assert torch.equal(before[name], after[name]), name
+    for name in ("0.0.weight", "0.1.running_mean", "2.0.weight", "4.weight", "4.bias"):
+        assert not torch.equal(before[f"head.{name}"], after[f"head.{name}"]), name
 
 
 def test_learned_sigma_moves_with_its_own_rate(digits: Path, tmp_path: Path) -> None:
@@ -321,3 +342,7 @@ def test_schedules_are_those_of_the_recipes() -> None:
     assert [halfway(epoch, 10) for epoch in (0, 4, 5, 9)] == [1, 1, 0.1, 0.1]
     assert [halfway(epoch, 20) for epoch in (9, 10)] == [1, 0.1]
     assert SCHEDULES["cosine"](0, 25) == 1
+    assert SCHEDULES["constant"](24, 25) == 1
+    # Those of DIR's ages: tenths at 60 and 80 of 90.
+    late = [SCHEDULES["tenth_twice"](epoch, 90) for epoch in range(90)]
+    assert late == pytest.approx([1] * 60 + [0.1] * 20 + [0.01] * 10)
