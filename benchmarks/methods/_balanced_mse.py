@@ -30,6 +30,8 @@ the learning rate of that head, by Adam; where the noise scale starts, in target
 learning rate, 0 to keep it as it is."""
 _OF_DEPTH: dict[str, Any] = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
 TUNED: dict[str, dict[str, Any]] = {
+    # As many steps as ten epochs of IMDB-WIKI-DIR, of which the published constants are.
+    "agedb_dir": {"balanced_mse_epochs": 156},
     "nyud2_dir": _OF_DEPTH,
     "rooms": _OF_DEPTH,
     "rotated_digits": {"balanced_mse_lr": 0.03},

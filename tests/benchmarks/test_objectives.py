@@ -630,6 +630,16 @@ def test_rrt_trains_the_head_as_published(dataset: str, decay: float, rates: lis
     assert found == pytest.approx(rates)
 
 
+def test_balanced_mse_on_ages_takes_as_many_steps_on_both_data_sets() -> None:
+    steps = {
+        name: plan(name, "balanced_mse_gai").stages[-1].epochs
+        * -(-int(get_dataset(name).counts["train"].sum()) // get_dataset(name).recipe.batch_size)
+        for name in ("agedb_dir", "imdb_wiki_dir")
+    }
+    assert steps["imdb_wiki_dir"] == 7490
+    assert steps["agedb_dir"] == pytest.approx(7490, rel=0.01)
+
+
 def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:
     (stage,) = stages_of(bsam_inv.METHOD)
     loss = make(stage.objective)
