@@ -36,7 +36,7 @@ plt.show()
 # %%
 # BSAM beside others
 # ------------------
-# RRT and Balanced MSE (GAI) train a network without weights and then retrain its last layer alone
+# RRT and Balanced MSE (GAI) train a network without weights and then train a new last layer alone
 # against the skew. A gap between two lines is no proof of a difference: the tables of the
 # :doc:`results </results>` have the intervals, for each region.
 
