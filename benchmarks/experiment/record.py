@@ -1,12 +1,18 @@
-"""The record of a run, and records on disk: one JSON file per run, written whole or not at all."""
+"""The record of a run, and records on disk: per run a JSON file, written whole or not at all.
+
+What each test sample adds lies beside it, compressed.
+"""
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 COMMITTED = Path(__file__).parents[1] / "records"
 
@@ -27,24 +33,25 @@ class Record:
     """The entry of ``history`` of the last stage's best epoch by the overall validation error."""
     results: dict[str, Any]
     """Per selection, such as "best_validation" and "last_epoch": metrics per region on the test
-    set, the first of them per bin, and what each sample adds (``training.evaluation``)."""
+    set, and the first of them per bin."""
     passes: float
     """Forward and backward passes over a batch: one a step, two for SAM; a part of one is a
     fraction."""
     seconds: float
     """How long the epochs took, their validation included."""
     provenance: dict[str, Any]
-    samples: dict[str, Any] = field(default_factory=dict)
-    """Of each test sample what does not depend on the predictions (``training.evaluation``)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON can hold it."""
-        return asdict(self)
+    samples: dict[str, list[Any]] = field(default_factory=dict)
+    """Of each test sample the target and, by selection, what it adds (``training.evaluation``)."""
 
 
 def record_path(root: Path, dataset: str, method: str, seed: int) -> Path:
     """Return where the record of an experiment lies below ``root``."""
     return root / dataset / method / f"seed-{seed}.json"
+
+
+def samples_path(path: Path) -> Path:
+    """Return where the samples of the record in ``path`` lie."""
+    return path.with_suffix(".npz")
 
 
 @contextmanager
@@ -62,11 +69,21 @@ def write_json(path: Path, value: Any) -> None:
         draft.write_text(_to_json(value) + "\n")
 
 
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, its samples first: where there is a record there are its samples."""
+    values = asdict(record)
+    with draft_of(samples_path(path)) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **values.pop("samples"))
+    write_json(path, values)
+
+
 def read_record(path: Path) -> Record:
-    """Return the record in a file."""
+    """Return the record in a file, and the samples beside it."""
     try:
-        return Record(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        with np.load(samples_path(path)) as columns:
+            samples = {name: column.tolist() for name, column in columns.items()}
+        return Record(**json.loads(path.read_text()), samples=samples)
+    except (AttributeError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"Expected a record in {path}, but could not read one: {error}") from None
 
 

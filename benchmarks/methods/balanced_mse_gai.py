@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 # scikit-learn ships no type annotations.
-from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks.experiment.dataset import Dataset, Splits
@@ -74,6 +73,9 @@ def fit_mixture(targets: Tensor, components: int) -> tuple[Tensor, Tensor, Tenso
     sample = ordered[:: -(-len(ordered) // FIT_SIZE)]
     # There is no more than one Gaussian to be told apart for each value.
     components = min(components, len(np.unique(sample)))
+    # Here, as it takes seconds to import, of which the commands that train nothing are spared.
+    from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped]
+
     mixture = GaussianMixture(components, random_state=0).fit(sample.reshape(-1, 1))
     fitted = (mixture.weights_, mixture.means_, mixture.covariances_)
     weights, means, variances = (torch.from_numpy(values).flatten() for values in fitted)

@@ -220,17 +220,16 @@ def fill(text: str) -> str:
         <!-- table: summary rotated_digits best_validation MAE -->
         <!-- end table -->
     """
-    read = cache(Results)
     functions: dict[str, Callable[..., str]] = {
         "summary": lambda name, selection, metric, *rest: summary(
-            read(name).by(selection=selection, metric=metric), *rest
+            _read(name).by(selection=selection, metric=metric), *rest
         ),
         "differences": lambda name, selection, metric, *rest: differences(
-            read(name).by(selection=selection, metric=metric), *rest
+            _read(name).by(selection=selection, metric=metric), *rest
         ),
-        "claims": lambda name, selection: claims(read(name).by(selection=selection)),
-        "front": lambda name, selection: front(read(name).by(selection=selection)),
-        "goal": lambda name, selection: goal(read(name).by(selection=selection)),
+        "claims": lambda name, selection: claims(_read(name).by(selection=selection)),
+        "front": lambda name, selection: front(_read(name).by(selection=selection)),
+        "goal": lambda name, selection: goal(_read(name).by(selection=selection)),
         "costs": costs,
         "published": published,
         "tuning": tuning,
@@ -243,6 +242,12 @@ def fill(text: str) -> str:
         return f"{match[1]}\n{functions[name](*arguments)}\n\n{match[3]}"
 
     return _BLOCK.sub(replace, text)
+
+
+@cache
+def _read(name: str) -> Results:
+    """Return the committed results of a data set."""
+    return Results(name)
 
 
 def _published(name: str) -> dict[str, Any]:

@@ -47,17 +47,19 @@ class Evaluation:
         for name, values in sample.items():
             self._samples.setdefault(name, []).extend(values.t().tolist())
 
-    def samples(self) -> dict[str, Any]:
-        """Return of each sample what does not depend on the predictions."""
-        return {name: self._column(name) for name in ("targets", "counts") if name in self._samples}
+    def samples(self, selection: str) -> dict[str, list[Any]]:
+        """Return of each sample its target, or how many it has, and what it adds to the metrics."""
+        return {
+            name if name in ("targets", "counts") else f"{selection}.{name}": self._column(name)
+            for name in self._samples
+        }
 
     def result(self) -> dict[str, Any]:
-        """Return the metrics per region and per bin, and what each sample adds to them."""
+        """Return the metrics per region and per bin."""
         counts, sums = self._bin_sums
         errors = sums / counts
         name = self._dataset.metrics[0]
         per_bin = errors.sqrt() if name == "RMSE" else errors
-        names = ("predictions", *_MAP_METRICS.values())
         regions = self._metrics.report().to_dict()
         return {
             "regions": {
@@ -65,7 +67,6 @@ class Evaluation:
                 for region, row in regions.items()
             },
             "per_bin": {name: [or_none(error, digits=4) for error in per_bin.tolist()]},
-            "samples": {name: self._column(name) for name in names if name in self._samples},
         }
 
     def _column(self, name: str) -> list[Any]:
@@ -127,14 +128,13 @@ def sample_sums(
         Sums of absolute errors, of their logarithms, of squares or of hits, shape ``(N,)``, and of
         how many targets, shape ``(N,)``.
     """
-    samples = record.results[selection]["samples"]
-    if "predictions" not in samples:
+    if "counts" in record.samples:
         rows = slice(None) if region == "All" else [list(REGIONS).index(region)]
         counts = np.array(record.samples["counts"], dtype=float)
-        sums = np.array(samples[_MAP_METRICS[metric]], dtype=float)
+        sums = np.array(record.samples[f"{selection}.{_MAP_METRICS[metric]}"], dtype=float)
         return sums[rows].sum(axis=0), counts[rows].sum(axis=0)
     targets = np.array(record.samples["targets"])
-    errors = np.abs(np.array(samples["predictions"]) - targets)
+    errors = np.abs(np.array(record.samples[f"{selection}.predictions"]) - targets)
     mask = np.ones(len(targets), dtype=bool)
     if region != "All":
         mask = dataset.regions.mask(torch.from_numpy(targets), REGIONS[region]).numpy()

@@ -17,7 +17,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from benchmarks.experiment.plan import Plan, plan
-from benchmarks.experiment.record import read_record, record_path, write_json
+from benchmarks.experiment.record import (
+    read_record,
+    record_path,
+    samples_path,
+    write_json,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -185,5 +191,6 @@ def _train(run: Run, after_epoch: Callable[[], None]) -> None:
     )
     # In the folder, which goes in the end, so that a draft of a killed process goes, too.
     draft = run.folder / "record.json"
-    write_json(draft, record.to_dict())
+    write_record(draft, record)
+    samples_path(draft).replace(samples_path(run.path))
     draft.replace(run.path)

@@ -80,10 +80,14 @@ def train(
             history += epochs.epochs
         # Several selections may have kept the same epoch.
         epochs_kept = {checkpoint["epoch"]: checkpoint for checkpoint in kept.values()}
-        evaluations = {
+        of_epochs = {
             epoch: _evaluate(trainer, module, splits.test, checkpoint)
             for epoch, checkpoint in epochs_kept.items()
         }
+    evaluations = {selection: of_epochs[part["epoch"]] for selection, part in kept.items()}
+    samples: dict[str, list[Any]] = {}
+    for selection, evaluation in evaluations.items():
+        samples |= evaluation.samples(selection)
     return Record(
         dataset=plan.dataset,
         method=plan.method,
@@ -91,11 +95,11 @@ def train(
         recipe=plan.description,
         history=history,
         best_epoch=best_epoch,
-        results={name: evaluations[part["epoch"]].result() for name, part in kept.items()},
+        results={name: evaluation.result() for name, evaluation in evaluations.items()},
         passes=int(passes) if passes.is_integer() else round(passes, 1),
         seconds=round(seconds, 1),
         provenance=provenance(splits, accelerator=accelerator) | {"precision": precision},
-        samples=evaluations[kept["last_epoch"]["epoch"]].samples(),
+        samples=samples,
     )
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
 from benchmarks.experiment.plan import Plan, plan
-from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_json
+from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_record
 from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.results import fronts, tables
 from benchmarks.results.intervals import paired_difference
@@ -46,7 +46,7 @@ def short(name: str, method: str, **changes: Any) -> Plan:
 
 def without_circumstances(record: Record) -> dict[str, Any]:
     """Return a record without what may differ between two equal runs."""
-    values = record.to_dict()
+    values = dataclasses.asdict(record)
     del values["seconds"], values["provenance"]
     return values
 
@@ -116,7 +116,7 @@ def test_every_method_and_every_data_set_run_on_a_miniature(
     error = f"All/{about.metrics[0]}"
     last_stage = [epoch[f"validation/{error}"] for epoch in record.history][-epochs[-1] :]
     assert record.best_epoch == sum(epochs[:-1]) + int(np.argmin(last_stage))
-    write_json(tmp_path / "record.json", record.to_dict())
+    write_record(tmp_path / "record.json", record)
     assert read_record(tmp_path / "record.json") == record
 
 
@@ -211,9 +211,20 @@ def a_record(**changes: Any) -> Record:
     return dataclasses.replace(record, **changes)
 
 
+def test_a_record_of_which_the_samples_are_gone_is_an_error(tmp_path: Path) -> None:
+    write_record(tmp_path / "seed-0.json", a_record(samples={"targets": [1.0]}))
+    (tmp_path / "seed-0.npz").unlink()
+    with pytest.raises(ValueError, match=r"Expected a record in .*seed-0\.npz"):
+        read_record(tmp_path / "seed-0.json")
+
+
+def test_the_committed_records_stay_small() -> None:
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*.*")) < 25e6
+
+
 def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
-    write_json(path, a_record().to_dict())
+    write_record(path, a_record())
     before = path.read_bytes()
     command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"Expected no record yet at .*--resume"):
@@ -253,14 +264,14 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     recipe = plan("rotated_digits", "vanilla").description
     for seed, changes in enumerate(({}, {"lr": 0.7})):
         path = tmp_path / "rotated_digits" / "vanilla" / f"seed-{seed}.json"
-        write_json(path, a_record(seed=seed, recipe=recipe | changes).to_dict())
+        write_record(path, a_record(seed=seed, recipe=recipe | changes))
     with pytest.raises(ValueError, match=r"share their lr, but got \['0.3', '0.7'\]"):
         read_records(tmp_path, "rotated_digits")
 
 
 def test_a_record_of_another_precision_is_not_taken_for_the_result(tmp_path: Path) -> None:
     path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
-    write_json(path, a_record().to_dict())
+    write_record(path, a_record())
     command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path), "--resume"]
     with pytest.raises(SystemExit, match="of the precision bf16-mixed, but got 32-true"):
         main([*command, "--precision", "bf16-mixed"])

@@ -33,7 +33,7 @@ def a_record(evaluation: Evaluation) -> Record:
         passes=0,
         seconds=0,
         provenance={},
-        samples=evaluation.samples(),
+        samples=evaluation.samples("last_epoch"),
     )
 
 
@@ -99,7 +99,7 @@ def test_no_map_is_kept() -> None:
     predictions, targets = depths()
     evaluation = Evaluation(DEPTHS)
     evaluation.update(predictions, targets)
-    sizes = [len(column) for column in evaluation.samples()["counts"]]
+    sizes = [len(column) for column in evaluation.samples("last_epoch")["counts"]]
     kept = [weakref.ref(predictions), weakref.ref(targets)]
     del predictions, targets
     assert [reference() for reference in kept] == [None, None]

@@ -197,4 +197,4 @@ def test_killed_at_twenty_moments_runs_lose_no_record_and_end_as_if_never_killed
             assert len(epochs_of(runs).read_text()) <= epochs + times
             assert len(after) == len(runs)
             left = {path.name for run in runs for path in run.path.parent.iterdir()}
-            assert left == {"seed-0.json", ".seed-0.lock"}
+            assert left == {"seed-0.json", "seed-0.npz", ".seed-0.lock"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,10 +86,13 @@ def test_trap_works(tmp_path: Path) -> None:
     [pickle.dump, partial(pickle.dump, protocol=0), torch.save],
     ids=["pickle", "pickle as text", "torch.save"],
 )
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
 def test_record_that_is_a_pickle_is_refused_and_not_run(
-    write: Callable[..., None], tmp_path: Path
+    write: Callable[..., None], suffix: str, tmp_path: Path
 ) -> None:
-    with (tmp_path / "seed-0.json").open("wb") as file:
+    np.savez(tmp_path / "seed-0.npz")
+    (tmp_path / "seed-0.json").write_text("{}")
+    with (tmp_path / f"seed-0{suffix}").open("wb") as file:
         write(Trap(tmp_path / "ran"), file)
     with pytest.raises(ValueError, match="Expected a record in"):
         read_record(tmp_path / "seed-0.json")
