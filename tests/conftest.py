@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compatibility import Report
+
+from support.compatibility import Report
 
 # Several test processes share the cores, and the tensors are small.
 torch.set_num_threads(1)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -18,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from balanced_sam import BalancedSAM, TargetBins, TargetWeights, frozen_running_stats, weighted_mean
+from support import reference
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -31,6 +30,7 @@ from benchmarks.costs.overhead.measuring import (
 )
 from benchmarks.costs.overhead.workloads import WORKLOADS, Case, VisionTransformer, Workload
 from benchmarks.networks.resnet import STAGES, AgeNetwork, Encoder
+from support import reference
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

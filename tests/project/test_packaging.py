@@ -20,6 +20,14 @@ from packaging.version import Version
 from readme_renderer.markdown import render
 
 ROOT = Path(__file__).parents[2]
+# Of the library alone.
+TESTS = [
+    "tests/*.py",
+    *(f"tests/{folder}/*" for folder in ("support", "optimizer", "targets", "metrics")),
+    "tests/distributed/*",
+    "tests/project/test_arguments.py",
+    "tests/project/test_public_api.py",
+]
 
 
 def run(*command: str, **options: object) -> str:
@@ -191,7 +199,7 @@ def test_sdist_holds_the_library_its_tests_and_the_examples(built: dict[str, Pat
         paths = {name.partition("/")[2] for name in archive.getnames()}
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("src/**/*", "tests/*.*", "examples/*.py")
+        for pattern in ("src/**/*", *TESTS, "examples/*.py")
         for path in ROOT.glob(pattern)
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from balanced_sam import RegionReport, ShotRegions, TargetBins, region_report
 from balanced_sam.torchmetrics import RegionMetrics
+from support import strategies
 
 REGIONS = ShotRegions(TargetBins([0, 10, 20, 30]), ["many", "medium", "few"])
 PREDICTIONS = torch.tensor([4.0, 9.0, 25.0, 12.0])

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,12 +21,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from reference import Array, Arrays
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import ExponentialLR
 
 from balanced_sam import BalancedSAM, LambdaRho
+from support import reference
+from support.reference import Array, Arrays
 
 SETTINGS = settings(
     max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, print_blob=False

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from processes import RankError, Ranks
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.algorithms.join import Join
@@ -37,6 +35,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from balanced_sam import BalancedSAM, ShotRegions, TargetBins, region_report, weighted_mean
+from support import reference
+from support.processes import RankError, Ranks
 
 STEPS = 20
 RHO = 0.3

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from scipy.ndimage import convolve1d, gaussian_filter1d
 from scipy.signal.windows import triang
 
 from balanced_sam import smooth_counts
+from support import strategies
 
 
 def scipy_window(kernel: str, size: int, sigma: float) -> np.ndarray:

@@ -9,7 +9,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from balanced_sam import (
     balanced_mean_absolute_error,
     region_report,
 )
+from support import strategies
 
 
 def searchsorted(bins: TargetBins, targets: Tensor) -> np.ndarray:

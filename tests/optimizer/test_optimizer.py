@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.utils.checkpoint
 from hypothesis import assume, given, settings
@@ -25,6 +24,7 @@ from torch.optim.optimizer import (
 )
 
 from balanced_sam import BalancedSAM, LambdaRho, frozen_running_stats, weighted_mean
+from support import reference
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 MomentumSGD = partial(SGD, momentum=0.9, weight_decay=0.02, nesterov=True)

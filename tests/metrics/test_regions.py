@@ -5,13 +5,13 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetBins
+from support import strategies
 
 REGIONS = ("many", "medium", "few")
 # NYUD2-DIR names its regions by bucket; counts of pixels do not give them.

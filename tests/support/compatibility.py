@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 ROWS = {
     "bases": (
         "SGD, Adam, AdamW and other `torch.optim` optimizers",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from balanced_sam import (
     root_mean_squared_error,
     threshold_accuracy,
 )
+from support import strategies
 
 Arrays = Callable[[np.ndarray, np.ndarray], float]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from balanced_sam import (
     sqrt_inverse_weights,
     weighted_mean,
 )
+from support import strategies
 
 schemes = st.sampled_from(["inv", "sqinv", "none"])
 
