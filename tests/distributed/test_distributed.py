@@ -247,7 +247,7 @@ def on_rank_ddp(base: str, options: dict[str, Any], frozen: int | None = None) -
     return train(model, optimizer, [partial(backward, replica, own())] * STEPS)
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @every_base
 @every_ddp
 def test_ddp_equals_one_process_on_all_samples(
@@ -260,7 +260,7 @@ def test_ddp_equals_one_process_on_all_samples(
     assert trained[0].losses != trained[1].losses
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @every_base
 def test_ddp_leaves_frozen_parameters_alone(ranks: Ranks, base: str) -> None:
     expected = run_alone(base, frozen=1)
@@ -312,7 +312,7 @@ def on_rank_gated_ddp(base: str) -> Trained:
     return train(model, optimizer, [partial(backward, replica, own())] * STEPS)
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @every_base
 def test_ddp_with_parameters_unused_on_a_rank_or_on_all_equals_one_process(
     ranks: Ranks, base: str
@@ -348,7 +348,7 @@ def on_rank_uneven_ddp(base: str) -> Trained:
     return train(model, optimizer, [partial(closure, parts[dist.get_rank()]) for parts in UNEVEN])
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 def test_ddp_with_uneven_batches_weighted_by_their_size_equals_one_process(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_uneven_ddp, "momentum")
     batches = [part(*range(8)), part(*range(8, 12))] * (STEPS // 2)
@@ -369,7 +369,7 @@ def on_rank_join(per_rank: bool) -> Trained:
     return Trained(whole(model))
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @both_perturbations
 def test_ddp_join_lets_a_rank_run_out_of_batches(ranks: Ranks, per_rank: bool) -> None:
     trained = ranks.run(on_rank_join, per_rank)
@@ -434,7 +434,7 @@ def on_rank_per_rank(base: str, options: dict[str, Any]) -> Trained:
     return train(model, optimizer, [partial(backward, replica, own())] * STEPS)
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @every_base
 @pytest.mark.parametrize("options", list(DDP.values())[:2], ids=list(DDP)[:2])
 def test_ddp_without_sync_in_the_ascent_perturbs_per_rank(
@@ -459,7 +459,7 @@ def on_rank_per_rank_after_one_pass(options: dict[str, Any]) -> Trained:
     return train(model, optimizer, [closure] * (STEPS - 1))
 
 
-@pytest.mark.works_with("ddp")
+@pytest.mark.works_with("DistributedDataParallel")
 @every_ddp
 def test_ddp_with_a_static_graph_perturbs_per_rank_once_a_pass_was_synchronised(
     ranks: Ranks, options: dict[str, Any]
@@ -594,7 +594,7 @@ NEEDS = {
 }
 
 
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 @pytest.mark.parametrize(
     ("layout", "base"),
     [
@@ -610,7 +610,7 @@ def test_sharded_model_equals_one_process(ranks: Ranks, layout: str, base: str) 
 
 
 @fsdp2
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 def test_fsdp2_leaves_frozen_parameters_alone(ranks: Ranks) -> None:
     expected = run_alone("momentum", frozen=1)
     assert_weights(ranks.run(on_rank_sharded, "FSDP2", "momentum", 1), expected.weights)
@@ -620,7 +620,7 @@ def on_rank_shard_sizes() -> list[int]:
     return [local(p).numel() for p in shard(make_model()).parameters()]
 
 
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 def test_fsdp2_leaves_a_rank_without_some_parameters(ranks: Ranks) -> None:
     assert ranks.run(on_rank_shard_sizes) == [[6, 2, 4, 1], [6, 2, 0, 0]]
 
@@ -634,7 +634,7 @@ def on_rank_gated_fsdp2() -> Trained:
 
 
 @fsdp2
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 def test_fsdp2_with_unused_parameters_equals_one_process(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_gated_fsdp2)
     assert_tensors(trained, train_gated_alone("momentum", [True, True]))
@@ -679,7 +679,7 @@ def train_mixed_precision_alone(rho: float) -> list[Tensor]:
 
 
 @bfloat16
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 def test_fsdp2_in_bfloat16_equals_one_process_in_bfloat16(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_mixed_precision)
     expected = train_mixed_precision_alone(RHO)
@@ -703,7 +703,7 @@ def on_rank_counting() -> dict[str, int]:
 
 
 @fsdp2
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 def test_fsdp2_perturbation_costs_one_all_reduce(ranks: Ranks) -> None:
     assert ranks.run(on_rank_counting) == [{"all_reduce": 1}] * 2
 
@@ -720,7 +720,7 @@ def on_rank_fsdp1(use_orig_params: bool) -> str:
     return str(error.value)
 
 
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 @pytest.mark.parametrize("use_orig_params", [True, False])
 def test_fsdp1_is_an_error_that_names_fsdp2(ranks: Ranks, use_orig_params: bool) -> None:
     for message in ranks.run(on_rank_fsdp1, use_orig_params):
@@ -748,7 +748,7 @@ def on_rank_gathered(way: str) -> str:
 
 
 @fsdp2
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 @pytest.mark.parametrize("way", ["kept after backward", "forward pass after backward"])
 def test_fsdp2_weights_that_are_still_gathered_are_an_error(ranks: Ranks, way: str) -> None:
     for message in ranks.run(on_rank_gathered, way):
@@ -797,7 +797,7 @@ def on_rank_resuming(wrap: str, path: Path) -> tuple[Trained, float]:
     return trained, optimizer.param_groups[0]["rho"]
 
 
-@pytest.mark.works_with("dcp")
+@pytest.mark.works_with("torch.distributed.checkpoint")
 @pytest.mark.filterwarnings("ignore:torch.distributed is .*unavailable or uninitialized")
 @pytest.mark.parametrize(
     ("first", "second"),
@@ -878,7 +878,7 @@ def on_rank_going_on() -> Trained:
     return train(model, optimizer, [partial(backward, model, own())] * STEPS)
 
 
-@pytest.mark.works_with("sharded")
+@pytest.mark.works_with("FSDP2")
 @pytest.mark.skipif(not hasattr(FSDPModule, "reset_iter_state"), reason="torch lacks it")
 def test_fsdp2_goes_on_after_an_exception_once_its_state_is_reset(ranks: Ranks) -> None:
     trained = ranks.run(on_rank_going_on)

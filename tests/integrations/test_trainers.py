@@ -174,7 +174,7 @@ def fit(module: pl.LightningModule, root: Path, *, ckpt_path: Path | None = None
     return trainer
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_calls_the_training_step_twice_a_batch_and_counts_one_step(
     tmp_path: Path,
 ) -> None:
@@ -184,7 +184,7 @@ def test_lightning_calls_the_training_step_twice_a_batch_and_counts_one_step(
     assert trainer.global_step == EPOCHS * BATCHES
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 @every_base
 def test_lightning_takes_the_steps_of_a_plain_loop(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -194,7 +194,7 @@ def test_lightning_takes_the_steps_of_a_plain_loop(
     assert_same(weights_of(module.network), train_plainly(make_base=make_base))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_with_gradient_clipping_takes_the_steps_of_a_loop_that_clips(
     tmp_path: Path,
 ) -> None:
@@ -205,7 +205,7 @@ def test_lightning_with_gradient_clipping_takes_the_steps_of_a_loop_that_clips(
     assert not torch.equal(clipped["0.weight"], train_plainly()["0.weight"])
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_drives_lr_and_rho_schedules_every_step(tmp_path: Path) -> None:
     module = Regressor(scheduled=True)
     trainer = fit(module, tmp_path)
@@ -221,14 +221,14 @@ def test_lightning_drives_lr_and_rho_schedules_every_step(tmp_path: Path) -> Non
     assert trainer.optimizers[0].param_groups[0]["lr"] == expected.get_last_lr()[0]
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_in_bfloat16_takes_the_steps_of_a_loop_under_autocast(tmp_path: Path) -> None:
     module = Regressor()
     fit(module, tmp_path, precision="bf16-mixed")
     assert_same(weights_of(module.network), train_plainly(dtype=torch.bfloat16))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 @every_base
 def test_lightning_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -248,7 +248,7 @@ def test_lightning_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
         assert_same(mine["state"][index], state)
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to")
 def test_lightning_checkpoint_callback_saves_what_resumes_exactly(tmp_path: Path) -> None:
     callback = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
@@ -261,7 +261,7 @@ def test_lightning_checkpoint_callback_saves_what_resumes_exactly(tmp_path: Path
     assert_same(weights_of(resumed.network), weights_of(whole.network))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_shows_the_sharpness_of_the_step_to_the_module(tmp_path: Path) -> None:
     class Reader(Regressor):
         def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -275,13 +275,13 @@ def test_lightning_shows_the_sharpness_of_the_step_to_the_module(tmp_path: Path)
     assert all(value > 0 for value in sharpness)
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_gradient_accumulation_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="loop over them inside the closure"):
         fit(Regressor(), tmp_path, accumulate_grad_batches=3)
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_training_step_that_returns_none_skips_the_batch(tmp_path: Path) -> None:
     class Skipper(Regressor):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -306,7 +306,7 @@ def test_lightning_training_step_that_returns_none_skips_the_batch(tmp_path: Pat
     assert_same(weights_of(module.network), weights_of(network))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_weight_averaging_estimates_batch_norm_statistics(tmp_path: Path) -> None:
     """Its last epoch runs no backward."""
 
@@ -325,7 +325,7 @@ def test_lightning_weight_averaging_estimates_batch_norm_statistics(tmp_path: Pa
     torch.testing.assert_close(layer.running_mean, hidden.mean(dim=0).detach())
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_logs_the_clean_loss_where_the_second_pass_is_left_out(tmp_path: Path) -> None:
     class Logger(Regressor):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -400,7 +400,7 @@ class ManualRegressor(Regressor):
             self.states.append(optimizer.is_perturbed)
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 @pytest.mark.parametrize(
     "way", ["by_closure", "by_perturbed_block", "by_perturbed_block_of_the_optimizer_inside"]
 )
@@ -420,7 +420,7 @@ def in_float16() -> dict[str, Any]:
     return {"plugins": [MixedPrecision("16-mixed", "cpu", make_scaler())]}
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 @pytest.mark.parametrize("way", ["by_perturbed_block", "by_closure_and_scaler"])
 def test_lightning_manual_optimization_in_float16_takes_the_steps_of_a_plain_loop(
     way: str, tmp_path: Path
@@ -501,7 +501,7 @@ def test_two_optimizers_in_a_loop_move_their_own_network_only() -> None:
     assert_same(weights_of(players), play_plainly(1))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_lightning_manual_optimization_with_two_optimizers_equals_a_plain_loop(
     tmp_path: Path,
 ) -> None:
@@ -532,7 +532,7 @@ def test_lightning_manual_optimization_with_two_optimizers_equals_a_plain_loop(
     assert_same(weights_of(game.players), play_plainly(EPOCHS))
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_fabric_in_float16_takes_the_steps_of_a_plain_loop() -> None:
     plugin = FabricMixedPrecision("16-mixed", "cpu", make_scaler())
     fabric = lightning.Fabric(accelerator="cpu", devices=1, plugins=[plugin])
@@ -552,7 +552,7 @@ def test_fabric_in_float16_takes_the_steps_of_a_plain_loop() -> None:
     assert plugin.scaler.state_dict() == scaler.state_dict()
 
 
-@pytest.mark.works_with("lightning")
+@pytest.mark.works_with("Lightning")
 def test_fabric_takes_the_steps_of_a_plain_loop() -> None:
     fabric = lightning.Fabric(accelerator="cpu", devices=1)
     network = make_network()
@@ -624,7 +624,7 @@ class AcceleratedRun:
         return history
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 @every_base
 @pytest.mark.parametrize("clip", [None, 0.1], ids=["unclipped", "clipped"])
 def test_accelerate_takes_the_steps_of_a_plain_loop(
@@ -636,7 +636,7 @@ def test_accelerate_takes_the_steps_of_a_plain_loop(
     assert_same(weights_of(run.network), train_plainly(make_base=make_base, clip=clip))
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_accelerate_lets_the_schedules_drive_the_optimizer_after_prepare() -> None:
     run = AcceleratedRun(scheduled=True)
     history = run.train(EPOCHS)
@@ -652,7 +652,7 @@ def test_accelerate_lets_the_schedules_drive_the_optimizer_after_prepare() -> No
     assert len({lr for lr, _ in history}) == EPOCHS * BATCHES
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_schedules_can_be_made_of_the_optimizer_that_accelerate_returns() -> None:
     run = AcceleratedRun()
     run.schedulers = make_schedulers(run.optimizer)
@@ -660,7 +660,7 @@ def test_schedules_can_be_made_of_the_optimizer_that_accelerate_returns() -> Non
     assert_same(weights_of(run.network), train_plainly(scheduled=True))
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 @every_base
 def test_accelerate_resumed_from_its_state_equals_the_uninterrupted_run(
     make_base: Callable[[Any], Optimizer], tmp_path: Path
@@ -679,7 +679,7 @@ def test_accelerate_resumed_from_its_state_equals_the_uninterrupted_run(
         assert_same(mine["state"][index], state)
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_accelerate_keeps_the_prepared_optimizer_and_its_base_together() -> None:
     run = AcceleratedRun()
     inner = run.optimizer.optimizer
@@ -687,7 +687,7 @@ def test_accelerate_keeps_the_prepared_optimizer_and_its_base_together() -> None
     assert run.optimizer.state is inner.base_optimizer.state
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_manual_cycle_works_on_the_optimizer_inside_accelerates() -> None:
     run = AcceleratedRun()
     optimizer = run.optimizer.optimizer
@@ -700,14 +700,14 @@ def test_manual_cycle_works_on_the_optimizer_inside_accelerates() -> None:
     assert_same(weights_of(run.network), train_plainly())
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_accelerate_in_bfloat16_takes_the_steps_of_a_loop_under_autocast() -> None:
     run = AcceleratedRun(mixed_precision="bf16")
     run.train(EPOCHS)
     assert_same(weights_of(run.network), train_plainly(dtype=torch.bfloat16))
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 @pytest.mark.parametrize("way", ["closure", "perturbed block"])
 def test_accelerate_in_float16_takes_the_steps_of_a_plain_loop(way: str) -> None:
     run, scaler = AcceleratedRun(scaler=make_scaler()), make_scaler()
@@ -727,7 +727,7 @@ def test_accelerate_in_float16_takes_the_steps_of_a_plain_loop(way: str) -> None
     assert scaler.get_scale() > make_scaler().get_scale()
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_micro_batches_inside_a_closure_of_accelerate_equal_one_batch() -> None:
     run = AcceleratedRun()
     for _ in range(EPOCHS):
@@ -746,7 +746,7 @@ def test_micro_batches_inside_a_closure_of_accelerate_equal_one_batch() -> None:
         torch.testing.assert_close(weights_of(run.network)[name], weight)
 
 
-@pytest.mark.works_with("accelerate")
+@pytest.mark.works_with("Accelerate")
 def test_accumulate_of_accelerate_is_warned_of_where_gradients_are_gathered() -> None:
     run = AcceleratedRun(gradient_accumulation_steps=BATCHES)
     passes = []

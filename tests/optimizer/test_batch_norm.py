@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from balanced_sam import BalancedSAM, frozen_running_stats
 
-pytestmark = pytest.mark.works_with("batch_norm")
+pytestmark = pytest.mark.works_with("BatchNorm")
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(3), (4, 3)),

@@ -22,7 +22,7 @@ from balanced_sam import (
 # Torch's own: Dynamo looks at the gradient of a loss, an import of its own is deprecated, and the
 # first patch release of Python 3.13 is slow.
 pytestmark = [
-    pytest.mark.works_with("compile"),
+    pytest.mark.works_with("torch.compile"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),

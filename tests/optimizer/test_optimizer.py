@@ -93,7 +93,7 @@ def counted(closure: Callable[[], Tensor], calls: list[bool], at: Callable[[], b
 # Against the oracle
 
 
-@pytest.mark.works_with("bases")
+@pytest.mark.works_with("optimizers")
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "weights all one"])
 def test_trajectory_equals_reference(base: str, balanced: bool) -> None:
@@ -501,7 +501,7 @@ def test_closure_may_return_a_number() -> None:
     assert optimizer.sharpness.item() == pytest.approx(values[1] - values[0], rel=1e-4)
 
 
-@pytest.mark.works_with("micro_batches")
+@pytest.mark.works_with("micro-batches")
 def test_micro_batches_in_the_closure_equal_one_batch() -> None:
     samples, start = reference.regression(5)
     model, twin = RegressionNet(start), RegressionNet(start)
@@ -914,7 +914,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
-@pytest.mark.works_with("bases")
+@pytest.mark.works_with("optimizers")
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS.keys())
 def test_misuse_raises(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -1174,7 +1174,7 @@ SCALED_BASES = {
 }
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @pytest.mark.parametrize("make_base", SCALED_BASES.values(), ids=SCALED_BASES.keys())
 def test_scaled_trajectory_equals_the_unscaled_one(make_base: Callable[..., Optimizer]) -> None:
     results = []
@@ -1203,7 +1203,7 @@ OVERFLOWS = {
 }
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @pytest.mark.parametrize(("factors", "calls"), OVERFLOWS.values(), ids=OVERFLOWS.keys())
 @pytest.mark.parametrize("make_base", SCALED_BASES.values(), ids=SCALED_BASES.keys())
 def test_overflow_moves_nothing_and_halves_the_scale(
@@ -1264,7 +1264,7 @@ def test_overflow_under_an_ascent_context_does_not_skip_pass_2() -> None:
     assert bits(model.parameters()) == bits(twin.parameters())
 
 
-@pytest.mark.works_with("clipping")
+@pytest.mark.works_with("gradient clipping")
 def test_clipping_in_a_step_hook_sees_unscaled_gradients() -> None:
     results = []
     for scaler in (GradScaler("cpu", init_scale=4096.0), GradScaler("cpu", enabled=False)):

@@ -385,7 +385,7 @@ def test_float16_scale_below_the_smallest_float16_still_perturbs(path: str) -> N
     assert moved.to(torch.float64).norm().item() == pytest.approx(0.05, rel=1e-2)
 
 
-@pytest.mark.works_with("half_weights")
+@pytest.mark.works_with("16 bits")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_weights_are_warned_of_once(path: str, dtype: torch.dtype) -> None:
     half, full = nn.Parameter(torch.ones(3, dtype=dtype)), nn.Parameter(torch.ones(3))
@@ -410,7 +410,7 @@ def test_half_precision_weights_that_are_not_perturbed_are_not_warned_of(path: s
     assert bits(at_perturbed(optimizer, [half])) == before
 
 
-@pytest.mark.works_with("half_weights")
+@pytest.mark.works_with("16 bits")
 @ignore_half_precision
 def test_every_dtype_shares_one_norm(path: str) -> None:
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -426,7 +426,7 @@ def test_every_dtype_shares_one_norm(path: str) -> None:
 # Caches that hide the perturbation
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @pytest.mark.parametrize("outside", [True, False], ids=["outside the closure", "inside"])
 def test_pass_2_sees_the_perturbed_weights_under_autocast(path: str, outside: bool) -> None:
     torch.manual_seed(0)

@@ -149,7 +149,7 @@ WAYS = {
 # Loss scaling
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @pytest.mark.parametrize("base", ["SGD", "fused AdamW"])
 @pytest.mark.parametrize("way", WAYS)
 def test_overflow_in_either_pass_skips_the_step_and_backs_off_as_for_the_bare_base(
@@ -188,7 +188,7 @@ def test_overflow_in_either_pass_skips_the_step_and_backs_off_as_for_the_bare_ba
     assert any(later > earlier for earlier, later in itertools.pairwise(scales))
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 def test_every_way_to_step_with_a_scaler_takes_the_same_steps() -> None:
     results = []
     for way in WAYS:
@@ -200,7 +200,7 @@ def test_every_way_to_step_with_a_scaler_takes_the_same_steps() -> None:
         assert_same(result, results[0])
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @every_base
 def test_run_resumed_with_its_scaler_equals_the_uninterrupted_one(
     make_base: Callable[[Any], Optimizer],
@@ -253,7 +253,7 @@ def train(
     return weights_of(network)
 
 
-@pytest.mark.works_with("amp")
+@pytest.mark.works_with("autocast")
 @every_base
 @pytest.mark.parametrize("autocast", [bfloat16, float16], ids=["bfloat16", "float16"])
 def test_autocast_inside_or_outside_the_closure_takes_the_steps_of_two_passes_by_hand(
@@ -282,7 +282,7 @@ def clip_value(parameters: Any) -> None:
     nn.utils.clip_grad_value_(parameters, 0.05)
 
 
-@pytest.mark.works_with("clipping")
+@pytest.mark.works_with("gradient clipping")
 @every_base
 @pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("clip", [clip_norm, clip_value])
@@ -310,7 +310,7 @@ def test_clipping_in_a_step_hook_clips_the_gradient_of_the_second_pass(
     assert not torch.allclose(unclipped[0], network[0].weight, rtol=0, atol=1e-3)
 
 
-@pytest.mark.works_with("clipping")
+@pytest.mark.works_with("gradient clipping")
 def test_clipping_the_norm_in_the_closure_equals_clipping_in_a_step_hook() -> None:
     # A shorter gradient has the same direction: clipping in the first pass changes nothing.
     results = []
@@ -347,7 +347,7 @@ def partitions(draw: st.DrawFn) -> list[int]:
     return [stop - start for start, stop in zip([0, *cuts], [*cuts, 12], strict=True)]
 
 
-@pytest.mark.works_with("micro_batches")
+@pytest.mark.works_with("micro-batches")
 @settings(max_examples=15, deadline=None)
 @given(sizes=partitions(), way=st.sampled_from(list(WAYS)), base=st.sampled_from(list(BASES)))
 def test_any_micro_batches_equal_one_large_batch(sizes: list[int], way: str, base: str) -> None:

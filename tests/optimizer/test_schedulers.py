@@ -16,7 +16,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, up
 
 from balanced_sam import BalancedSAM, frozen_running_stats
 
-pytestmark = pytest.mark.works_with("schedulers")
+pytestmark = pytest.mark.works_with("scheduler")
 
 STEPS = 8
 METRICS = [3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0]

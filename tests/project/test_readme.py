@@ -81,6 +81,18 @@ def test_links_lead_to_files_and_headings() -> None:
         assert link in anchors or (file and (ROOT / file).exists()), link
 
 
+def test_table_of_what_works_with_what_names_the_tests_marked_for_each_row() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\[test_[^|]+) \|$", TEXT, re.MULTILINE)
+    shown = {what: set(re.findall(r"\(([^)]+)\)", links)) for what, links in rows}
+    marked: dict[str, set[str]] = {what: set() for what in shown}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for mark in re.findall(r'mark\.works_with\("(.+?)"\)', path.read_text()):
+            (what,) = (what for what in shown if mark in what)
+            marked[what].add(path.relative_to(ROOT).as_posix())
+    assert marked
+    assert shown == marked
+
+
 def test_citation_is_that_of_the_citation_file() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     bibtex = next(code for language, code in BLOCKS if language == "bibtex")
