@@ -63,7 +63,7 @@ def arrays(*values: Tensor) -> list[np.ndarray]:
         (balanced_mean_absolute_error, bmae),
     ],
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pair=strategies.prediction_pairs(extreme=True))
 def test_metric_equals_numpy_in_float64(
     metric: Callable[[Tensor, Tensor], Tensor], expected: Arrays, pair: tuple[Tensor, Tensor]
@@ -76,7 +76,7 @@ def test_metric_equals_numpy_in_float64(
     np.testing.assert_allclose(actual.item(), oracle, rtol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pair=strategies.prediction_pairs(), threshold=st.floats(1.01, 10))
 def test_threshold_accuracy_equals_numpy_for_any_threshold(
     pair: tuple[Tensor, Tensor], threshold: float
@@ -86,7 +86,7 @@ def test_threshold_accuracy_equals_numpy_for_any_threshold(
     assert threshold_accuracy(*pair, threshold=threshold).item() == pytest.approx(oracle)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pair=strategies.prediction_pairs(), bins=strategies.bins())
 def test_balanced_error_over_bins_equals_numpy(
     pair: tuple[Tensor, Tensor], bins: TargetBins
@@ -142,7 +142,7 @@ def oracle_row(p: np.ndarray, y: np.ndarray, index: np.ndarray) -> dict[str, flo
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pair=strategies.prediction_pairs(), regions=strategies.regions())
 def test_report_equals_numpy_region_by_region(
     pair: tuple[Tensor, Tensor], regions: ShotRegions
@@ -164,7 +164,7 @@ def test_report_equals_numpy_region_by_region(
         assert report.rows[title] == pytest.approx(oracle, rel=1e-9, nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pair=strategies.prediction_pairs(), regions=strategies.regions())
 def test_report_equals_numpy_bin_by_bin(pair: tuple[Tensor, Tensor], regions: ShotRegions) -> None:
     report = region_report(*pair, regions)
@@ -181,7 +181,7 @@ def test_report_equals_numpy_bin_by_bin(pair: tuple[Tensor, Tensor], regions: Sh
         assert actual == pytest.approx(oracle, rel=1e-9, nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pair=strategies.prediction_pairs(), regions=strategies.regions())
 def test_report_on_all_samples_equals_the_metrics(
     pair: tuple[Tensor, Tensor], regions: ShotRegions
@@ -201,7 +201,7 @@ def test_report_on_all_samples_equals_the_metrics(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pair=strategies.prediction_pairs(), regions=strategies.regions(), data=st.data())
 def test_report_does_not_depend_on_order_or_shape(
     pair: tuple[Tensor, Tensor], regions: ShotRegions, data: st.DataObject

@@ -42,7 +42,7 @@ def filled(**kwargs: object) -> RegionMetrics:
 EXPECTED = flatten(region_report(PREDICTIONS, TARGETS, REGIONS))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), regions=strategies.regions(), size=st.integers(1, 20))
 def test_streaming_over_any_batches_equals_the_report_on_the_whole(
     data: st.DataObject, regions: ShotRegions, size: int

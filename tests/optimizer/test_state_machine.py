@@ -30,7 +30,7 @@ from support import reference
 from support.reference import Array, Arrays
 
 SETTINGS = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, print_blob=False
+    max_examples=30, stateful_step_count=30, deadline=None, derandomize=True, print_blob=False
 )
 RHO, GAMMA, SCALE = 0.3, 0.9, 256.0
 # Two tensors in the first group, of which the second is never perturbed, and one in the second.

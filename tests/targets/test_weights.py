@@ -47,7 +47,7 @@ class CallRecorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
 def test_occupied_bin_has_the_weight_of_the_formula(counts: Tensor) -> None:
     n = counts.double().numpy()
@@ -59,7 +59,7 @@ def test_occupied_bin_has_the_weight_of_the_formula(counts: Tensor) -> None:
     np.testing.assert_allclose(sqinv.numpy()[occupied], 1 / np.sqrt(n[occupied]), rtol=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
 def test_inv_is_the_square_of_sqinv(counts: Tensor) -> None:
     occupied = counts > 0
@@ -68,7 +68,7 @@ def test_inv_is_the_square_of_sqinv(counts: Tensor) -> None:
 
 
 @pytest.mark.parametrize("weigh", [inverse_weights, sqrt_inverse_weights])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
 def test_weights_fall_as_counts_rise(weigh: Callable[[Tensor], Tensor], counts: Tensor) -> None:
     occupied = counts > 0
@@ -78,7 +78,7 @@ def test_weights_fall_as_counts_rise(weigh: Callable[[Tensor], Tensor], counts: 
 
 
 @pytest.mark.parametrize("weigh", [inverse_weights, sqrt_inverse_weights])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
 def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin(
     weigh: Callable[[Tensor], Tensor], counts: Tensor
@@ -92,7 +92,7 @@ def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin(
         assert weights[k].item() == pytest.approx(sum(nearest) / len(nearest), rel=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(), low=st.integers(1, 50), ratio=st.integers(1, 50))
 def test_inverse_weights_clip_the_counts(counts: Tensor, low: int, ratio: int) -> None:
     occupied = counts > 0
@@ -101,7 +101,7 @@ def test_inverse_weights_clip_the_counts(counts: Tensor, low: int, ratio: int) -
     np.testing.assert_allclose(clipped, 1 / np.clip(n, low, low * ratio), rtol=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), scheme=schemes)
 def test_normalized_weights_have_mean_one_over_the_training_samples(
     data: st.DataObject, scheme: Any
@@ -112,7 +112,7 @@ def test_normalized_weights_have_mean_one_over_the_training_samples(
     assert weights(targets).double().mean().item() == pytest.approx(1, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(), scheme=st.sampled_from(["inv", "sqinv"]))
 def test_smoothed_normalized_weights_have_mean_one_over_the_training_samples(
     counts: Tensor, scheme: Any
@@ -132,7 +132,7 @@ def test_normalized_weights_do_not_depend_on_the_dtype_of_the_counts(dtype: torc
     torch.testing.assert_close(weights, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
 def test_raw_scale_is_that_of_the_formulas(counts: Tensor) -> None:
     make = partial(TargetWeights.from_counts, unit_bins(counts), counts, normalize=False)
@@ -143,7 +143,7 @@ def test_raw_scale_is_that_of_the_formulas(counts: Tensor) -> None:
     assert torch.equal(make(scheme="none").bin_weights, torch.ones(len(counts)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), scheme=schemes)
 def test_order_and_shape_of_the_training_samples_change_nothing(
     data: st.DataObject, scheme: Any
@@ -157,7 +157,7 @@ def test_order_and_shape_of_the_training_samples_change_nothing(
     assert torch.equal(weights.counts, other.counts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(min_bins=3))
 def test_sqinv_with_lds_is_one_over_the_smoothed_root(counts: Tensor) -> None:
     window = gaussian_filter1d([0.0, 0.0, 1.0, 0.0, 0.0], sigma=2)
@@ -172,7 +172,7 @@ def test_sqinv_with_lds_is_one_over_the_smoothed_root(counts: Tensor) -> None:
     assert np.isfinite(actual).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(min_bins=3))
 def test_inv_with_lds_is_one_over_the_smoothed_clipped_counts(counts: Tensor) -> None:
     window = gaussian_filter1d([0.0, 0.0, 1.0, 0.0, 0.0], sigma=2)
@@ -190,7 +190,7 @@ def test_inv_with_lds_is_one_over_the_smoothed_clipped_counts(counts: Tensor) ->
 
 
 @pytest.mark.parametrize("dtype", strategies.FLOAT_DTYPES + strategies.INT_DTYPES, ids=str)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_call_gathers_the_weight_of_each_bin(dtype: torch.dtype, data: st.DataObject) -> None:
     bins = data.draw(strategies.bins())
@@ -241,7 +241,7 @@ def test_module_keeps_no_reference_to_what_it_was_given() -> None:
     assert weights.bin_weights.tolist() == [1, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(counts=strategies.counts(), scheme=schemes)
 def test_state_dict_restores_the_weights(counts: Tensor, scheme: Any) -> None:
     saved = TargetWeights.from_counts(unit_bins(counts), counts, scheme=scheme)
@@ -363,7 +363,7 @@ def test_call_runs_as_many_operators_for_one_sample_as_for_many() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), shape=strategies.shapes)
 def test_weighted_mean_of_one_shape_equals_numpy(
     data: st.DataObject, shape: tuple[int, ...]
@@ -375,7 +375,7 @@ def test_weighted_mean_of_one_shape_equals_numpy(
     assert actual.item() == pytest.approx(expected, rel=1e-12, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), shape=strategies.shapes.filter(len))
 def test_weighted_mean_takes_one_weight_a_sample(
     data: st.DataObject, shape: tuple[int, ...]
@@ -387,7 +387,7 @@ def test_weighted_mean_takes_one_weight_a_sample(
     assert actual == pytest.approx(per_sample.mean(), rel=1e-12, abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(losses=strategies.shapes, weights=strategies.shapes)
 def test_weighted_mean_raises_unless_shapes_are_equal_or_one_weight_a_sample(
     losses: tuple[int, ...], weights: tuple[int, ...]
