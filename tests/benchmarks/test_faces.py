@@ -350,12 +350,15 @@ def test_mean_weight_is_that_of_raw_sqinv_and_converts_the_recipe(
     assert recipe.weight_decay == pytest.approx(weight_decay, rel=1e-2)
 
 
-def test_recipes_differ_in_rho_alone() -> None:
+def test_recipes_differ_in_rho_and_the_steps_of_a_new_head_alone() -> None:
     assert IMDB_WIKI.recipe == AGEDB.recipe
     for method in method_names():
         of_agedb, of_imdb_wiki = (get_method(method).constants_on(name) for name in DATASETS)
         if "rho" in of_agedb:
             assert (of_agedb.pop("rho"), of_imdb_wiki.pop("rho")) == (0.2, 0.05)
+        if "balanced_mse_epochs" in of_agedb:
+            both = of_agedb.pop("balanced_mse_epochs"), of_imdb_wiki.pop("balanced_mse_epochs")
+            assert both == (156, 10)
         assert of_agedb == of_imdb_wiki
 
 
