@@ -21,8 +21,8 @@ from benchmarks.costs.ledger import Ledger
 from benchmarks.costs.overhead import contenders, figures, gpu, report, timing, workloads
 from benchmarks.costs.overhead import record as measurement
 from benchmarks.costs.overhead.contenders import CONTENDERS, PEERS, RHO, available
+from benchmarks.costs.overhead.figures import MANY
 from benchmarks.costs.overhead.measuring import (
-    MANY,
     all_counts,
     calls_by_groups,
     counts,

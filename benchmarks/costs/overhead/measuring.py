@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from balanced_sam import BalancedSAM
 from benchmarks.costs.ledger import Ledger
 from benchmarks.costs.overhead.contenders import Contender, Parameters
+from benchmarks.costs.overhead.figures import MANY
 from benchmarks.costs.overhead.timing import Rounds, Work, clock_of, interleaved
 from benchmarks.costs.overhead.workloads import (
     WORKLOADS,
@@ -32,10 +33,6 @@ class Still(Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Do nothing."""
-
-
-MANY = "10,000 tensors"
-"""Of 4 weights each, in no network."""
 
 
 def shapes_of(name: str) -> list[torch.Size]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from benchmarks.costs.overhead import figures, gpu
 from benchmarks.costs.overhead.contenders import PEERS, available, missing
+from benchmarks.costs.overhead.figures import MANY
 from benchmarks.costs.overhead.measuring import (
-    MANY,
     all_counts,
     calls_by_groups,
     sam_part,
