@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,7 @@ def _names(folder: str) -> list[str]:
     return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
+@cache
 def _module(folder: str, name: str) -> ModuleType:
     if name not in _names(folder):
         raise ValueError(f"Expected one of the {folder} {_names(folder)}, but got {name!r}.")

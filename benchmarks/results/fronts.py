@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from benchmarks.experiment.record import COMMITTED
-from benchmarks.results.results import Interval, Results
+from benchmarks.results.results import Interval, Results, committed
 
 METHODS = ("sqinv", "sqinv_twice", "bsam", "bsam_quarter")
 REFERENCE = "bsam"
@@ -130,9 +130,10 @@ def _is_as_cheap(cost: float, other: float) -> bool:
     return cost <= AS_CHEAP * other
 
 
+@cache
 def _trainings(dataset: str) -> Results:
     """Return the runs of all trainings by their names."""
-    results, half = Results(dataset), Results(dataset, COMMITTED / HALF)
+    results, half = committed(dataset).by(), Results(dataset, COMMITTED / HALF)
     results.records = {method: results.records[method] for method in METHODS} | {
         f"{method}, {HALF}": half.records[method] for method in METHODS if method in half.records
     }

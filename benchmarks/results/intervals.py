@@ -13,9 +13,28 @@ _OF_MEAN: dict[str, Callable[[Array], Array]] = {"GM": np.exp, "RMSE": np.sqrt}
 """The metric, of the mean over targets; others are the mean itself."""
 
 
-def paired_difference(
-    sums: Array, reference: Array, counts: Array, *, metric: str
-) -> tuple[float, float, float]:
+def metric_on_draws(sums: Array, counts: Array, *, metric: str) -> Array:
+    """Return a metric of each run on the test samples, and on each bootstrap sample of them.
+
+    Args:
+        sums: What each test sample adds to the metric in each run, shape ``(seeds, samples)``:
+            absolute errors for MAE, their logarithms for GM, squares for RMSE, hits for delta_1.
+        counts: How many targets each sample has, shape ``(samples,)``: 1, or a map's pixels.
+        metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
+
+    Returns:
+        The metric, shape ``(1 + RESAMPLES, seeds)``; NaN where there is no target.
+    """
+    if not counts.sum():
+        return np.full((1 + RESAMPLES, len(sums)), np.nan)
+    shares = _shares(len(counts), stream=1)
+    targets = shares @ counts
+    # A draw of samples of which none has a target says nothing.
+    means: Array = (shares @ sums.T) / np.where(targets > 0, targets, np.nan)[:, None]
+    return _OF_MEAN.get(metric, np.asarray)(means)
+
+
+def paired_difference(method: Array, reference: Array) -> tuple[float, float, float]:
     """Return the difference of a metric and its 95 % bootstrap interval.
 
     Both the seeds and the test samples are drawn with replacement, the same draw for both methods
@@ -23,11 +42,8 @@ def paired_difference(
     set. With few seeds it is an approximation: five seeds say little about a sixth.
 
     Args:
-        sums: What each test sample adds to the metric, of the method, shape ``(seeds, samples)``:
-            absolute errors for MAE, their logarithms for GM, squares for RMSE, hits for delta_1.
+        method: What :func:`metric_on_draws` returns of a method.
         reference: The same of the reference, on the same seeds and samples.
-        counts: How many targets each sample has, shape ``(samples,)``: 1, or a map's pixels.
-        metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
 
     Returns:
         Method minus reference, and the lower and upper end of the interval, in the metric's unit;
@@ -36,31 +52,25 @@ def paired_difference(
     References:
         Owen (2007), `The pigeonhole bootstrap <https://arxiv.org/abs/0712.1111>`_.
     """
-    if sums.shape != reference.shape:
+    if method.shape != reference.shape:
         raise ValueError(
-            f"Expected two methods on the same seeds and samples, but got shapes {sums.shape} and "
+            f"Expected two methods on the same seeds, but got shapes {method.shape} and "
             f"{reference.shape}."
         )
-    if not counts.sum():
+    shares = _shares(method.shape[1], stream=0)
+    value, *drawn = (shares * (method - reference)).sum(axis=1)
+    if math.isnan(value):
         return math.nan, math.nan, math.nan
-    seeds, samples = sums.shape
-    seed_draws, sample_draws = _shares(seeds, stream=0), _shares(samples, stream=1)
-
-    def difference(draws: Array) -> Array:
-        # A draw of samples of which none has a target says nothing.
-        targets = np.where(counts @ draws.T > 0, counts @ draws.T, np.nan)
-        means = [(part @ draws.T) / targets for part in (sums, reference)]
-        method, other = (_OF_MEAN.get(metric, np.asarray)(mean) for mean in means)
-        return method - other
-
-    low, high = np.nanquantile(
-        (seed_draws * difference(sample_draws).T).sum(axis=1), [0.025, 0.975]
-    )
-    return float(difference(np.full((1, samples), 1 / samples)).mean()), float(low), float(high)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(value), float(low), float(high)
 
 
 @cache
 def _shares(size: int, *, stream: int) -> Array:
-    """Return each item's share of each bootstrap sample, shape ``(RESAMPLES, size)``."""
+    """Return each item's share, equal ones first, then those of each bootstrap sample.
+
+    The shape is ``(1 + RESAMPLES, size)``.
+    """
+    equal = [1 / size] * size
     generator = np.random.default_rng(stream)
-    return generator.multinomial(size, [1 / size] * size, RESAMPLES) / size
+    return np.vstack([equal, generator.multinomial(size, equal, RESAMPLES) / size])

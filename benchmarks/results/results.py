@@ -3,15 +3,16 @@
 import copy
 import json
 import statistics
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.experiment.record import COMMITTED, Record, read_records
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results.intervals import paired_difference
+from benchmarks.results.intervals import metric_on_draws, paired_difference
 from benchmarks.training.evaluation import sample_sums
 
 BASIS = "sqinv"
@@ -54,6 +55,8 @@ class Results:
         self.selection = selection
         self.metric = metric or self.dataset.metrics[0]
         self.records: dict[str, list[Record]] = read_records(root, name)
+        # By method, region, selection and metric; all that `by` returns share it.
+        self._drawn: dict[tuple[str, str, str, str], NDArray[np.float64]] = {}
 
     def by(self, *, selection: str = "", metric: str = "") -> "Results":
         """Return the same runs by another selection or metric."""
@@ -96,15 +99,11 @@ class Results:
     def difference(self, method: str, reference: str, *, region: str) -> Interval:
         """Return method minus reference, paired over the seeds that both have."""
         seeds = self.seeds(method, reference)
-        sums = []
-        for name in (method, reference):
-            runs = {run.seed: run for run in self.records[name]}
-            pairs = [
-                sample_sums(runs[seed], self.dataset, self.selection, region, self.metric)
-                for seed in seeds
-            ]
-            sums.append(np.stack([of_samples for of_samples, _ in pairs]))
-        return Interval(*paired_difference(*sums, pairs[0][1], metric=self.metric))
+        of_seeds = [
+            self._on_draws(name, region)[:, [run.seed in seeds for run in self.records[name]]]
+            for name in (method, reference)
+        ]
+        return Interval(*paired_difference(*of_seeds))
 
     def passes(self, method: str) -> float | None:
         """Return the passes over those of SQINV, which trains as many steps; None without it."""
@@ -127,6 +126,24 @@ class Results:
             method: [a / b for a, b in zip(row["seconds"], methods[BASIS]["seconds"], strict=True)]
             for method, row in methods.items()
         }
+
+    def _on_draws(self, method: str, region: str) -> NDArray[np.float64]:
+        """Return the metric of each run on each draw of the test samples."""
+        key = (method, region, self.selection, self.metric)
+        if key not in self._drawn:
+            pairs = [
+                sample_sums(run, self.dataset, self.selection, region, self.metric)
+                for run in self.records[method]
+            ]
+            sums = np.stack([of_samples for of_samples, _ in pairs])
+            self._drawn[key] = metric_on_draws(sums, pairs[0][1], metric=self.metric)
+        return self._drawn[key]
+
+
+@cache
+def committed(name: str) -> Results:
+    """Return the committed results of a data set, read once."""
+    return Results(name)
 
 
 def place(method: str) -> tuple[int, str]:

@@ -5,7 +5,6 @@ import math
 import re
 import statistics
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import fronts
-from benchmarks.results.results import Interval, Results, place
+from benchmarks.results.results import Interval, Results, committed, place
 
 ALL_REGIONS = ("All", *REGIONS)
 REFERENCES = ("vanilla", "sqinv")
@@ -110,7 +109,7 @@ def front(results: Results) -> str:
 def costs(dataset: str) -> str:
     """Return the passes and seconds of each method that was measured, over those of SQINV."""
     record = json.loads((COMMITTED / dataset / "cost.json").read_text())
-    results = Results(dataset)
+    results = committed(dataset)
     rows = [["Method", "Passes × SQINV", "Seconds × SQINV", "Seconds"]]
     for method in sorted(record["methods"], key=place):
         row = record["methods"][method]
@@ -222,14 +221,14 @@ def fill(text: str) -> str:
     """
     functions: dict[str, Callable[..., str]] = {
         "summary": lambda name, selection, metric, *rest: summary(
-            _read(name).by(selection=selection, metric=metric), *rest
+            committed(name).by(selection=selection, metric=metric), *rest
         ),
         "differences": lambda name, selection, metric, *rest: differences(
-            _read(name).by(selection=selection, metric=metric), *rest
+            committed(name).by(selection=selection, metric=metric), *rest
         ),
-        "claims": lambda name, selection: claims(_read(name).by(selection=selection)),
-        "front": lambda name, selection: front(_read(name).by(selection=selection)),
-        "goal": lambda name, selection: goal(_read(name).by(selection=selection)),
+        "claims": lambda name, selection: claims(committed(name).by(selection=selection)),
+        "front": lambda name, selection: front(committed(name).by(selection=selection)),
+        "goal": lambda name, selection: goal(committed(name).by(selection=selection)),
         "costs": costs,
         "published": published,
         "tuning": tuning,
@@ -242,12 +241,6 @@ def fill(text: str) -> str:
         return f"{match[1]}\n{functions[name](*arguments)}\n\n{match[3]}"
 
     return _BLOCK.sub(replace, text)
-
-
-@cache
-def _read(name: str) -> Results:
-    """Return the committed results of a data set."""
-    return Results(name)
 
 
 def _published(name: str) -> dict[str, Any]:

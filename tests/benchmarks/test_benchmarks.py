@@ -23,7 +23,7 @@ from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_record
 from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.results import fronts, tables
-from benchmarks.results.intervals import paired_difference
+from benchmarks.results.intervals import metric_on_draws, paired_difference
 from benchmarks.results.results import Results
 from benchmarks.training.evaluation import sample_sums
 from benchmarks.training.trainer import _checkpoints, train
@@ -362,12 +362,18 @@ class TestRotatedDigits:
 
 
 class TestIntervals:
+    @staticmethod
+    def difference(sums: Any, reference: Any, counts: Any, *, metric: str) -> Any:
+        """Return the difference of two methods by what each sample adds."""
+        drawn = [metric_on_draws(part, counts, metric=metric) for part in (sums, reference)]
+        return paired_difference(*drawn)
+
     def test_interval_agrees_with_the_normal_one_for_many_seeds_and_samples(self) -> None:
         generator = np.random.default_rng(1)
         shape = (40, 60)
         seeds, samples = (generator.normal(size=n) for n in shape)
         difference = 2 + seeds[:, None] + samples + generator.normal(size=shape)
-        value, low, high = paired_difference(
+        value, low, high = self.difference(
             100 + difference, np.full(shape, 100.0), np.ones(60), metric="MAE"
         )
         assert value == pytest.approx(difference.mean())
@@ -377,11 +383,11 @@ class TestIntervals:
     def test_equal_methods_differ_by_nothing(self) -> None:
         errors = np.random.default_rng(0).random((5, 30))
         for metric in ("MAE", "GM", "RMSE", "delta_1"):
-            assert paired_difference(errors, errors, np.ones(30), metric=metric) == (0, 0, 0)
+            assert self.difference(errors, errors, np.ones(30), metric=metric) == (0, 0, 0)
 
     def test_gm_of_scaled_errors_scales(self) -> None:
         logarithms = np.log(np.random.default_rng(0).random((3, 50)) + 1)
-        value, low, high = paired_difference(
+        value, low, high = self.difference(
             logarithms + np.log(2), logarithms, np.ones(50), metric="GM"
         )
         assert value == pytest.approx(np.exp(logarithms.mean(axis=1)).mean())
@@ -391,22 +397,22 @@ class TestIntervals:
         generator = np.random.default_rng(0)
         counts = np.array([1.0, 10, 100])
         squares = generator.random((2, 3)) * counts
-        value, _, _ = paired_difference(squares, 0 * squares, counts, metric="RMSE")
+        value, _, _ = self.difference(squares, 0 * squares, counts, metric="RMSE")
         assert value == pytest.approx(np.sqrt(squares.sum(axis=1) / 111).mean())
 
     def test_without_a_target_there_is_no_difference(self) -> None:
         nothing = np.zeros((2, 3))
-        assert np.isnan(paired_difference(nothing, nothing, np.zeros(3), metric="RMSE")).all()
+        assert np.isnan(self.difference(nothing, nothing, np.zeros(3), metric="RMSE")).all()
 
     def test_samples_without_targets_do_not_matter(self) -> None:
         sums, counts = np.array([[2.0, 0, 0, 0], [3.0, 0, 0, 0]]), np.array([1.0, 0, 0, 0])
-        value, low, high = paired_difference(sums, 0 * sums, counts, metric="MAE")
+        value, low, high = self.difference(sums, 0 * sums, counts, metric="MAE")
         assert value == 2.5
         assert (low, high) == (2, 3)
 
-    def test_other_samples_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(2, 4\)"):
-            paired_difference(np.ones((2, 3)), np.ones((2, 4)), np.ones(3), metric="MAE")
+    def test_other_seeds_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"shapes \(2001, 3\) and \(2001, 4\)"):
+            self.difference(np.ones((3, 2)), np.ones((4, 2)), np.ones(2), metric="MAE")
 
 
 @pytest.fixture(scope="module", params=["rotated_digits", "rooms"])
