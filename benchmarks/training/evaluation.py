@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_sam.torchmetrics import RegionMetrics
 from benchmarks.experiment.dataset import REGIONS, Dataset
 from benchmarks.experiment.record import Record
 
@@ -27,6 +26,9 @@ class Evaluation:
     """The errors on a test set, taken up batch by batch."""
 
     def __init__(self, dataset: Dataset) -> None:
+        # torchmetrics takes seconds to import, which tables need not wait.
+        from balanced_sam.torchmetrics import RegionMetrics
+
         self._dataset = dataset
         self._metrics = RegionMetrics(dataset.regions)
         self._bin_sums = torch.zeros(2, len(dataset.bins), dtype=torch.float64)

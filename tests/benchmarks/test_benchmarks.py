@@ -298,6 +298,25 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in [*dataset_names(), *method_names()])
 
 
+# Of what only training needs, each takes a second or more to import.
+SLOW_IMPORTS = ("kornia", "lightning", "scipy", "sklearn", "torchmetrics", "transformers")
+QUICK_COMMANDS = f"""
+import sys
+
+from benchmarks.__main__ import main
+
+main(["list"])
+main(["table", "agedb_dir"])
+import benchmarks.results.plots
+
+assert not sys.modules.keys() & {{*{SLOW_IMPORTS}}}, sys.modules.keys() & {{*{SLOW_IMPORTS}}}
+"""
+
+
+def test_lists_tables_and_plots_do_not_wait_for_what_only_training_needs() -> None:
+    subprocess.run([sys.executable, "-c", QUICK_COMMANDS], cwd=ROOT, check=True)
+
+
 def test_prepare_names_the_source_and_counts_the_samples(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
