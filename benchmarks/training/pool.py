@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from benchmarks.experiment.dataset import Splits
 from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import (
     read_record,
@@ -24,6 +25,7 @@ from benchmarks.experiment.record import (
     write_json,
     write_record,
 )
+from benchmarks.experiment.registry import get_dataset
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,14 @@ def _tell() -> None:
 
 def _run(run: Run, resume: bool, after_epoch: Callable[[], None]) -> str:
     """Train, write the record, clear up; return the name of the run."""
+    # First, so that a run whose data cannot be read leaves nothing behind, and loses nothing.
+    splits = get_dataset(run.dataset).load(run.data)
     run.path.parent.mkdir(parents=True, exist_ok=True)
     # A killed parent's worker may live on to the end of its epoch.
     with FileLock(run.path.with_name(f".seed-{run.seed}.lock")):
         if not run.path.exists():
             _prepare(run, resume)
-            _train(run, after_epoch)
+            _train(run, splits, after_epoch)
         shutil.rmtree(run.folder, ignore_errors=True)
     return f"{run.method} seed {run.seed}"
 
@@ -175,16 +179,16 @@ def _prepare(run: Run, resume: bool) -> None:
         write_json(begun, run.identity)
 
 
-def _train(run: Run, after_epoch: Callable[[], None]) -> None:
+def _train(run: Run, splits: Splits, after_epoch: Callable[[], None]) -> None:
     """Train and write the record."""
     # Lightning takes seconds to import, which who only waits for the runs is spared.
     from benchmarks.training.trainer import train
 
     record = train(
         run.plan,
+        splits,
         run.seed,
         folder=run.folder,
-        data=run.data,
         accelerator=run.accelerator,
         precision=run.precision,
         after_epoch=after_epoch,

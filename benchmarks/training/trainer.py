@@ -26,10 +26,10 @@ from benchmarks.training.provenance import provenance
 
 def train(
     plan: Plan,
+    splits: Splits,
     seed: int,
     *,
     folder: Path,
-    data: Path | None = None,
     accelerator: str = "cpu",
     precision: Any = "32-true",
     after_epoch: Callable[[], None] = lambda: None,
@@ -38,9 +38,9 @@ def train(
 
     Args:
         plan: What is trained on what, and how.
+        splits: The data.
         seed: Seed of the network's start, of the order of the batches and of the augmentation.
         folder: Where checkpoints and the log lie while the run lasts.
-        data: Folder of the data; the embedded data if None.
         accelerator: Lightning's name of the device.
         precision: Lightning's name of the precision, such as ``"bf16-mixed"``.
         after_epoch: Called after each epoch.
@@ -49,7 +49,6 @@ def train(
         The record of the run.
     """
     dataset, recipe = get_dataset(plan.dataset), plan.recipe
-    splits = dataset.load(data)
     history: list[dict[str, float | None]] = []
     passes = seconds = 0.0
     best: dict[str, Any] | None = None

@@ -20,12 +20,21 @@ from torch.nn import functional
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
 from benchmarks.experiment.plan import Plan, plan
-from benchmarks.experiment.record import COMMITTED, Record, read_record, read_records, write_record
+from benchmarks.experiment.record import (
+    COMMITTED,
+    Record,
+    read_record,
+    read_records,
+    write_json,
+    write_record,
+)
 from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.results import fronts, tables
 from benchmarks.results.intervals import metric_on_draws, paired_difference
 from benchmarks.results.results import Results
+from benchmarks.training import pool
 from benchmarks.training.evaluation import sample_sums
+from benchmarks.training.pool import Run
 from benchmarks.training.trainer import _checkpoints, train
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +109,11 @@ def test_every_method_and_every_data_set_run_on_a_miniature(
 ) -> None:
     dataset, data = quick
     done = short(dataset, method)
-    record = train(done, 0, folder=tmp_path, data=data)
-    about, epochs = get_dataset(dataset), record.recipe["stage_epochs"]
-    steps = sum(epochs) * -(-len(about.load(data).train) // done.recipe.batch_size)
+    about = get_dataset(dataset)
+    splits = about.load(data)
+    record = train(done, splits, 0, folder=tmp_path)
+    epochs = record.recipe["stage_epochs"]
+    steps = sum(epochs) * -(-len(splits.train) // done.recipe.batch_size)
     first = 0.25 if "quarter" in method else 1
     if "sam" not in method:
         assert record.passes == steps
@@ -122,7 +133,7 @@ def test_every_method_and_every_data_set_run_on_a_miniature(
 def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_path: Path) -> None:
     name, data = quick
     dataset = get_dataset(name)
-    record = train(short(name, "sqinv"), 0, folder=tmp_path, data=data)
+    record = train(short(name, "sqinv"), dataset.load(data), 0, folder=tmp_path)
     assert ("best_test" in record.results) == dataset.test_selection
     for selection, result in record.results.items():
         for region, row in result["regions"].items():
@@ -153,7 +164,8 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
 ) -> None:
     dataset, data = quick
     done = short(dataset, method, epochs=4, batch_size=16 if dataset in LARGE else 256)
-    whole = train(done, 1, folder=tmp_path / "whole", data=data)
+    splits = get_dataset(dataset).load(data)
+    whole = train(done, splits, 1, folder=tmp_path / "whole")
     epochs = 0
 
     def stop_in_the_third_epoch() -> None:
@@ -162,10 +174,10 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
         if epochs == 3:
             raise KeyboardInterrupt
 
-    arguments: dict[str, Any] = {"folder": tmp_path / "part", "data": data}
+    part = tmp_path / "part"
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(done, 1, **arguments, after_epoch=stop_in_the_third_epoch)
-    resumed = train(done, 1, **arguments)
+        train(done, splits, 1, folder=part, after_epoch=stop_in_the_third_epoch)
+    resumed = train(done, splits, 1, folder=part)
     assert without_circumstances(resumed) == without_circumstances(whole)
 
 
@@ -173,10 +185,28 @@ def test_a_run_stopped_after_an_epoch_resumes_exactly(
     "name", ["agedb_dir", *(pytest.param(name, marks=weekly) for name in LARGE[1:])]
 )
 def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
-    get_dataset(name).write_miniature(tmp_path / "data")
-    done = short(name, "bsam", epochs=1)
-    record = train(done, 0, folder=tmp_path / "run", data=tmp_path / "data")
-    assert np.isfinite(record.results["last_epoch"]["regions"]["All"][get_dataset(name).metrics[0]])
+    dataset = get_dataset(name)
+    dataset.write_miniature(tmp_path / "data")
+    splits = dataset.load(tmp_path / "data")
+    record = train(short(name, "bsam", epochs=1), splits, 0, folder=tmp_path / "run")
+    assert np.isfinite(record.results["last_epoch"]["regions"]["All"][dataset.metrics[0]])
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_run_without_its_data_leaves_nothing_behind(name: str, tmp_path: Path) -> None:
+    run = Run(name, "vanilla", 0, records=tmp_path, data=None, changes={})
+    with pytest.raises(ValueError, match="Expected the folder that holds"):
+        pool._run(run, False, lambda: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_run_outlasts_a_command_whose_data_is_not_there(tmp_path: Path) -> None:
+    begun = tmp_path / "rotated_digits" / "vanilla" / ".seed-0" / "run.json"
+    write_json(begun, {"data": "another folder"})
+    run = Run("rotated_digits", "vanilla", 0, tmp_path, data=tmp_path / "nowhere", changes={})
+    with pytest.raises(FileNotFoundError, match="Expected the digits in the file"):
+        pool._run(run, True, lambda: None)
+    assert "another folder" in begun.read_text()
 
 
 def test_killed_command_goes_on_from_what_was_finished(tmp_path: Path) -> None:
@@ -259,6 +289,7 @@ def test_a_wrong_command_says_what_was_expected(
 ) -> None:
     with pytest.raises(SystemExit, match=message):
         main([*command, "--records", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:

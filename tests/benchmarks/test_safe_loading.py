@@ -108,8 +108,8 @@ def test_run_refuses_to_go_on_from_a_checkpoint_with_code_in_it(tmp_path: Path) 
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train(
             plan("rotated_digits", "bsam"),
+            digits.load(tmp_path / "digits"),
             0,
             folder=tmp_path / "run",
-            data=tmp_path / "digits",
         )
     assert not (tmp_path / "ran").exists()

@@ -28,10 +28,10 @@ DIGITS = get_dataset("rotated_digits")
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> Path:
-    """Return the folder of the miniature of rotated digits."""
+def digits(tmp_path: Path) -> Splits:
+    """Return the miniature of rotated digits."""
     DIGITS.write_miniature(tmp_path / "digits")
-    return tmp_path / "digits"
+    return DIGITS.load(tmp_path / "digits")
 
 
 def quick(method: str, **changes: Any) -> Plan:
@@ -55,9 +55,9 @@ TWO_STAGES = ["rrt", "balanced_mse_gai", "balanced_mse_bmc"]
 
 @pytest.mark.parametrize("method", TWO_STAGES)
 def test_second_stage_trains_the_head_only_while_all_statistics_move(
-    method: str, digits: Path, tmp_path: Path
+    method: str, digits: Splits, tmp_path: Path
 ) -> None:
-    train(quick(method), 0, folder=tmp_path / "run", data=digits)
+    train(quick(method), digits, 0, folder=tmp_path / "run")
     first = kept(tmp_path / "run", 0, "best_validation")["state_dict"]
     second = kept(tmp_path / "run", 1, "last_epoch")["state_dict"]
     moves = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,10 +69,10 @@ def test_second_stage_trains_the_head_only_while_all_statistics_move(
 
 
 @pytest.mark.parametrize("method", TWO_STAGES)
-def test_second_stage_starts_a_new_head(method: str, digits: Path, tmp_path: Path) -> None:
+def test_second_stage_starts_a_new_head(method: str, digits: Splits, tmp_path: Path) -> None:
     done = quick(method)
     still = {name: 1e-9 for name in done.constants if name in ("retrain_lr", "balanced_mse_lr")}
-    train(quick(method, **still), 0, folder=tmp_path / "run", data=digits)
+    train(quick(method, **still), digits, 0, folder=tmp_path / "run")
     first, second = (
         kept(tmp_path / "run", 0, "best_validation"),
         kept(tmp_path / "run", 1, "last_epoch"),
@@ -105,24 +105,24 @@ def test_rrt_on_depth_trains_all_that_refines_anew() -> None:
         assert not torch.equal(before[f"head.{name}"], after[f"head.{name}"]), name
 
 
-def test_learned_sigma_moves_with_its_own_rate(digits: Path, tmp_path: Path) -> None:
+def test_learned_sigma_moves_with_its_own_rate(digits: Splits, tmp_path: Path) -> None:
     done = quick("balanced_mse_bmc", balanced_mse_epochs=1, balanced_mse_lr=1e-4)
-    train(done, 0, folder=tmp_path / "run", data=digits)
+    train(done, digits, 0, folder=tmp_path / "run")
     lr, sigma, sigma_lr = (
         done.constants[name] for name in ("balanced_mse_lr", "noise_sigma", "noise_sigma_lr")
     )
     checkpoint = kept(tmp_path / "run", 1, "last_epoch")
     rates = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
     assert rates == [lr, sigma_lr]
-    steps = math.ceil(len(DIGITS.load(digits).train) / done.recipe.batch_size)
+    steps = math.ceil(len(digits.train) / done.recipe.batch_size)
     distance = abs(checkpoint["state_dict"]["objective.sigma"].item() - sigma)
     # Adam's first steps are as long as the rate.
     assert 0 < distance <= steps * sigma_lr * 1.01
     assert distance > lr * steps * 2
 
 
-def test_a_normalized_recipe_trains_as_the_raw_one_does(digits: Path, tmp_path: Path) -> None:
-    counts = DIGITS.load(digits).train_counts
+def test_a_normalized_recipe_trains_as_the_raw_one_does(digits: Splits, tmp_path: Path) -> None:
+    counts = digits.train_counts
     weights = TargetWeights.from_counts(DIGITS.bins, counts, scheme="sqinv", normalize=False)
     mean = ((weights.bin_weights * counts).sum() / counts.sum()).item()
     done = quick("sqinv", lr=0.2, weight_decay=0.01)
@@ -132,7 +132,7 @@ def test_a_normalized_recipe_trains_as_the_raw_one_does(digits: Path, tmp_path: 
     heads = {}
     for name, recipe in recipes.items():
         of_recipe = dataclasses.replace(done, recipe=recipe)
-        train(of_recipe, 0, folder=tmp_path / name, data=digits)
+        train(of_recipe, digits, 0, folder=tmp_path / name)
         state = kept(tmp_path / name, 0, "last_epoch")["state_dict"]
         heads[name] = state["network.head.weight"]
     torch.testing.assert_close(heads["normalized"], heads["raw"], atol=1e-4, rtol=0)
@@ -216,17 +216,19 @@ class Noise(nn.Module):
         return images + torch.rand(images.shape), targets
 
 
-def spied(monkeypatch: pytest.MonkeyPatch, digits: Path, folder: Path, done: Plan) -> list[Tensor]:
+def spied(
+    monkeypatch: pytest.MonkeyPatch, digits: Splits, folder: Path, done: Plan
+) -> list[Tensor]:
     """Return the batches that a network saw in training."""
     spy = Spy()
     dataset: Dataset = dataclasses.replace(DIGITS, network=lambda recipe: spy, augmentation=Noise)
     monkeypatch.setattr("benchmarks.training.trainer.get_dataset", lambda name: dataset)
-    train(done, 0, folder=folder, data=digits)
+    train(done, digits, 0, folder=folder)
     return spy.seen
 
 
 def test_both_passes_see_the_same_augmented_batch(
-    monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, digits: Splits, tmp_path: Path
 ) -> None:
     seen = spied(monkeypatch, digits, tmp_path / "run", quick("bsam", batch_size=4096))
     assert len(seen) == 4
@@ -236,7 +238,7 @@ def test_both_passes_see_the_same_augmented_batch(
 
 
 def test_methods_see_the_same_batches_of_the_same_seed(
-    monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, digits: Splits, tmp_path: Path
 ) -> None:
     vanilla, sam = (
         spied(monkeypatch, digits, tmp_path / method, quick(method, epochs=1))
@@ -283,7 +285,7 @@ def test_predictions_are_not_rounded_to_16_bits_under_autocast() -> None:
 
 
 def test_seconds_are_those_of_all_epochs_through_a_resume(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "monotonic", itertools.count().__next__)
     epochs = itertools.count()
@@ -294,8 +296,8 @@ def test_seconds_are_those_of_all_epochs_through_a_resume(
 
     done, folder = quick("sqinv", epochs=3), tmp_path / "run"
     with pytest.raises(InterruptedError):
-        train(done, 0, folder=folder, data=digits, after_epoch=fail_in_the_second)
-    record = train(done, 0, folder=folder, data=digits)
+        train(done, digits, 0, folder=folder, after_epoch=fail_in_the_second)
+    record = train(done, digits, 0, folder=folder)
     assert record.seconds == 3
 
 
