@@ -1,5 +1,6 @@
 """Faces: their crops, augmentation, tables, counts, and the two data sets made of them."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetWeights
-from benchmarks.costs.loading import summary
+from benchmarks.__main__ import main
+from benchmarks.costs import loading
 from benchmarks.datasets import agedb_dir, imdb_wiki_dir
 from benchmarks.datasets._face_augmentation import FaceAugmentation
 from benchmarks.datasets._face_images import Faces, random_box
@@ -405,7 +407,32 @@ def test_imdb_wiki_download_unpacks_what_is_not_there(
     assert (tmp_path / "imdb_crop" / "00").is_dir()
 
 
+def test_loading_counts_the_images_of_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts: list[int] = []
+    measure_rate = loading._rate
+
+    def rate(work: Callable[[], int], device: torch.device) -> float:
+        def counted() -> int:
+            counts.append(work())
+            return counts[-1]
+
+        return measure_rate(counted, device)
+
+    monkeypatch.setattr(loading, "_rate", rate)
+    path = tmp_path / "loading.json"
+    # Six of ten are to train on, which are fewer than a batch.
+    command = ["loading", "--images", "10", "--batch-size", "8", "--rounds", "1"]
+    main([*command, "--out", str(path)])
+    assert counts == 2 * [6, 6, loading.STEPS * 6]
+    record = json.loads(path.read_text())
+    assert [len(rates) for rates in record["rates"].values()] == [1, 1, 1]
+    assert 0 < record["learned"] == record["rates"]["learned"][0]
+    assert f"{record['learned']} learned from" in capsys.readouterr().out
+
+
 def test_loading_compares_rates_within_each_round() -> None:
     rates = {"decoded": [9.0, 9.0, 9.0], "delivered": [8.0, 2.0, 6.0], "learned": [4.0, 1.0, 2.0]}
-    found = summary(rates)
+    found = loading.summary(rates)
     assert (found["delivered"], found["learned"], found["delivered_by_learned"]) == (6, 2, 2)
