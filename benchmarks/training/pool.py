@@ -71,7 +71,7 @@ def run_all(runs: list[Run], *, jobs: int, resume: bool) -> None:
 
     Args:
         runs: The experiments.
-        jobs: How many run at a time, each with its share of the processor's cores.
+        jobs: How many run at a time, each with its share of torch's threads.
         resume: Keep the records there are, and go on from the checkpoints of unfinished runs. If
             False a record that is already there is an error.
 
@@ -96,7 +96,7 @@ def _run_in_pool(runs: list[Run], resume: bool, bar: "tqdm[Any]", *, jobs: int) 
     """Run several at a time, each in a worker."""
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[int] = context.SimpleQueue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (queue, threads)) as pool:
         pending: set[Future[str]] = {pool.submit(_run, run, resume, _tell) for run in runs}
         try:
