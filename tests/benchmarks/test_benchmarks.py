@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
 from benchmarks.__main__ import main
 from benchmarks.datasets import rotated_digits
@@ -37,6 +35,7 @@ from benchmarks.training import pool
 from benchmarks.training.evaluation import sample_sums
 from benchmarks.training.pool import Run
 from benchmarks.training.trainer import _checkpoints, train
+from support.networks import TinyNetwork
 
 ROOT = Path(__file__).parents[2]
 weekly = pytest.mark.weekly
@@ -58,21 +57,6 @@ def without_circumstances(record: Record) -> dict[str, Any]:
     values = dataclasses.asdict(record)
     del values["seconds"], values["provenance"]
     return values
-
-
-class TinyNetwork(nn.Module):
-    """One layer over grey pictures of half the size: a number each, or a map."""
-
-    def __init__(self, *, maps: bool) -> None:
-        super().__init__()
-        self.maps = maps
-        self.norm = nn.BatchNorm2d(1)
-        self.head: nn.Module = nn.Conv2d(1, 1, 1) if maps else nn.Linear(1, 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.norm(functional.avg_pool2d(images.mean(1, keepdim=True), 2))
-        output = self.head(features if self.maps else features.mean((2, 3)))
-        return output[:, 0]
 
 
 @pytest.fixture(scope="module", params=dataset_names())

@@ -1,5 +1,6 @@
 """Runs of the benchmarks that are killed anywhere, over and over, and gone on with."""
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ import torch
 from benchmarks.datasets import rotated_digits
 from benchmarks.training import pool
 from benchmarks.training.pool import Run
+from support.networks import TinyNetwork
 
 ROOT = Path(__file__).parents[2]
 # How often a process dies of what it is about to do to a file of a kind, and how often at any time.
@@ -39,7 +41,7 @@ def the_runs(data: Path, records: Path) -> list[Run]:
 
 
 def work(runs: list[Run], kind: str, number: int, done: Path) -> None:
-    """Do what a worker does, on few samples, and die before a change of a file.
+    """Do what a worker does, on few samples and weights, and die before a change of a file.
 
     Args:
         runs: What to run.
@@ -51,6 +53,9 @@ def work(runs: list[Run], kind: str, number: int, done: Path) -> None:
     torch.set_num_threads(1)
     rotated_digits.TRAIN_COUNTS = (rotated_digits.TRAIN_COUNTS > 0).int()
     rotated_digits.VALIDATION_PER_TARGET = rotated_digits.TEST_PER_TARGET = 1
+    rotated_digits.DATASET = dataclasses.replace(
+        rotated_digits.DATASET, network=lambda recipe: TinyNetwork(maps=False)
+    )
     seen: Counter[str] = Counter()
 
     def meet(kind_of_file: str) -> None:
