@@ -51,7 +51,7 @@ class Regressor(pl.LightningModule):
         self.metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric of every region, such as ``Few/MAE``."""
+        """Log every metric of every region, such as ``few/MAE``."""
         self.log_dict(self.metrics.compute())
 
     test_step = validation_step
@@ -90,7 +90,7 @@ def main() -> None:
             enable_model_summary=False,
         )
         trainer.fit(module, train, validation)
-        error = trainer.callback_metrics["Few/MAE"]
+        error = trainer.callback_metrics["few/MAE"]
         print(f"\n{name}: few-shot MAE on validation data {error:.3f}; on test data:")
         trainer.test(module, test, verbose=False)
         print(module.metrics.report())

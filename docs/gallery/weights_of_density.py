@@ -10,7 +10,7 @@ What weight INV and SQINV give to a target, with and without LDS and clipping.
 # ------------------------
 # INV weights a bin of :math:`n` samples by :math:`1/n`, SQINV by :math:`1/\sqrt n`
 # (:func:`~balanced_sam.inverse_weights`, :func:`~balanced_sam.sqrt_inverse_weights`). On two
-# logarithmic scales both are straight lines, SQINV with half the slope. ``clip=(5, 1000)`` treats
+# logarithmic scales both are straight lines, SQINV with half the slope. ``clip_counts=(5, 1000)`` treats
 # every bin of fewer than 5 samples as one of 5.
 
 from functools import partial
@@ -33,7 +33,7 @@ samples = torch.arange(1, 3001)
 figure, axes = plt.subplots(figsize=(5, 3.2), dpi=150, layout="constrained")
 axes.loglog(samples, inverse_weights(samples), color=INV, label="INV")
 axes.loglog(
-    samples, inverse_weights(samples, clip=(5, 1000)), ":", color=INV, lw=3, label="INV, clipped"
+    samples, inverse_weights(samples, clip_counts=(5, 1000)), ":", color=INV, lw=3, label="INV, clipped"
 )
 axes.loglog(samples, sqrt_inverse_weights(samples), color=SQINV, label="SQINV")
 axes.set_xlabel("Training samples in the bin")
@@ -58,7 +58,7 @@ bins = TargetBins.uniform(0, 100, width=2)
 fit = partial(TargetWeights.from_targets, targets, bins)
 schemes = {
     "INV": (fit(scheme="inv"), INV, "-"),
-    "INV, clipped": (fit(scheme="inv", clip=(5, 1000)), INV, ":"),
+    "INV, clipped": (fit(scheme="inv", clip_counts=(5, 1000)), INV, ":"),
     "INV, LDS": (fit(scheme="inv", smoothing=smooth_counts), INV, "--"),
     "SQINV": (fit(scheme="sqinv"), SQINV, "-"),
     "SQINV, LDS": (fit(scheme="sqinv", smoothing=smooth_counts), SQINV, "--"),

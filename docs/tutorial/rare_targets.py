@@ -139,8 +139,8 @@ scores = {}
 for name, model in candidates.items():
     predictions = predict(model, validation_inputs)
     rows = region_report(predictions, validation_targets, regions).rows
-    scores[name] = rows["All"]["bMAE"]
-    cells = (rows["All"]["MAE"], rows["Few"]["MAE"], scores[name])
+    scores[name] = rows["all"]["bMAE"]
+    cells = (rows["all"]["MAE"], rows["few"]["MAE"], scores[name])
     print(f"{name:24}" + "".join(f"{cell:7.2f}" for cell in cells))
 
 # %%

@@ -3,6 +3,7 @@
 from balanced_sam._batch_norm import frozen_running_stats
 from balanced_sam._bins import TargetBins
 from balanced_sam._density import smooth_counts
+from balanced_sam._grid import TargetGrid
 from balanced_sam._metrics import (
     RegionReport,
     balanced_mean_absolute_error,
@@ -22,12 +23,15 @@ from balanced_sam._weights import (
     weighted_mean,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BalancedSAM",
     "LambdaRho",
     "RegionReport",
     "ShotRegions",
     "TargetBins",
+    "TargetGrid",
     "TargetWeights",
     "balanced_mean_absolute_error",
     "frozen_running_stats",

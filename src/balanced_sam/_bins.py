@@ -4,12 +4,25 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_finite, check_number, check_real
+from balanced_sam._checks import (
+    check_choice,
+    check_finite,
+    check_number,
+    check_one_target,
+    check_real,
+)
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Rule = Literal["auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges"]
+_RULES: tuple[Rule, ...] = ("auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges")
 _MOST_BINS = 100_000
 
 
@@ -101,13 +114,68 @@ class TargetBins:
             )
         bins = round((high - low) / width)
         if not math.isclose(bins * width, high - low, rel_tol=1e-9):
+            more, fitting = math.ceil((high - low) / width), (high - low) / max(bins, 1)
             raise ValueError(
-                f"Expected `width` to divide the range {low} to {high}, but got width={width}."
+                f"Expected `width` to divide the range {low} to {high}, but got width={width}: "
+                f"take high={float(Fraction(str(low)) + more * Fraction(str(width)))} or "
+                f"width={fitting}."
             )
         # Exact decimals, rounded once: bins from 0.7 of width 0.1 have the edge 0.8, not a
         # neighbour of it, so that a float64 target of 0.8 lies in the bin that starts there.
         start, stop = Fraction(str(low)), Fraction(str(high))
         return cls([float(start + (stop - start) * k / bins) for k in range(bins + 1)])
+
+    @classmethod
+    def from_targets(cls, targets: Tensor, bins: int | Rule = "auto") -> "TargetBins":
+        """Return bins of equal width that cover all targets, as :func:`numpy.histogram` has them.
+
+        Whole numbers, of an integer or a float dtype, get edges midway between them and widths of
+        as many whole numbers each, so that no bin has more values to hold than another.
+
+        Args:
+            targets: Training targets of any shape, in target units, finite.
+            bins: The number of bins (the most, for whole numbers), or the name of a rule of
+                :func:`numpy.histogram_bin_edges`. ``"auto"`` holds out against a heavy tail and
+                against most targets being one value, ``"fd"`` against neither.
+
+        Returns:
+            The bins; one if all targets are the same.
+
+        Raises:
+            TypeError: If ``targets`` is not a tensor of real numbers, or ``bins`` neither a number
+                nor a name.
+            ValueError: If ``targets`` is empty, not finite or of shape ``(N, d)`` with several
+                targets a sample; or if there would be no bin, more than 100 000, or bins that the
+                dtype of ``targets`` does not tell apart.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import TargetBins
+            >>> TargetBins.from_targets(torch.tensor([18, 19, 19, 20, 21, 34]), 9).edges[:3]
+            tensor([17.5000, 19.5000, 21.5000], dtype=torch.float64)
+        """
+        check_finite("targets", targets)
+        check_one_target("targets", targets)
+        values = targets.detach().to("cpu", torch.float64).flatten().numpy()
+        number = number_of_bins(values, bins)
+        step = _step(values)
+        if step is None:
+            number = number if np.ptp(values) else 1
+            made = cls(np.histogram_bin_edges(values, number).tolist())
+        else:
+            made = cls(_whole_edges(values, number, step, targets.dtype))
+        made._interior_in(targets.dtype)
+        return made
+
+    @property
+    def axes(self) -> tuple["TargetBins", ...]:
+        """The bins of each target: these alone, as there is one target."""
+        return (self,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what there is one of a bin: ``(B,)``."""
+        return (len(self),)
 
     @property
     def edges(self) -> Tensor:
@@ -146,10 +214,11 @@ class TargetBins:
             Number of targets per bin, shape ``(B,)``, int64.
 
         Raises:
-            ValueError: If ``targets`` is empty or holds NaN or infinity, or its dtype does not tell
-                all edges apart.
+            ValueError: If ``targets`` is empty, holds NaN or infinity or is of shape ``(N, d)``
+                with several targets a sample, or its dtype does not tell all edges apart.
         """
         check_finite("targets", targets)
+        check_one_target("targets", targets)
         return torch.bincount(self.index(targets).flatten(), minlength=len(self))
 
     def _interior_edges(self, targets: Tensor) -> Tensor:
@@ -197,3 +266,58 @@ class TargetBins:
     def __repr__(self) -> str:
         """Return the number of bins and their range."""
         return f"TargetBins({len(self)} bins from {self._edges[0]} to {self._edges[-1]})"
+
+
+def number_of_bins(values: "NDArray[np.float64]", bins: int | Rule) -> int:
+    """Return how many bins a rule cuts the values into, or ``bins`` itself if it is a number."""
+    if isinstance(bins, str):
+        check_choice("bins", bins, _RULES)
+        number = _by_rule(values, bins)
+    elif isinstance(bins, int) and not isinstance(bins, bool):
+        number = bins
+    else:
+        raise TypeError(
+            "Expected `bins` to be a number of bins or the name of a rule, but got "
+            f"{type(bins).__name__}."
+        )
+    if not 1 <= number <= _MOST_BINS:
+        raise ValueError(
+            f"Expected `bins` to give 1 to {_MOST_BINS} bins from {values.min()} to "
+            f"{values.max()}, but got {bins!r}, which gives {number}. If the tail is that heavy, "
+            "take the logarithm of the targets."
+        )
+    return number
+
+
+def _by_rule(values: "NDArray[np.float64]", rule: Rule) -> int:
+    """Return the number of bins by numpy's rule."""
+    if rule == "fd":
+        # numpy makes the edges before anyone can count them; no other rule gives so many.
+        lower, upper = np.percentile(values, [25, 75]).tolist()
+        width = 2 * (upper - lower) / len(values) ** (1 / 3)
+        number = float(np.ptp(values)) / width if width else 1.0
+        if number > _MOST_BINS:
+            return math.ceil(number)
+    return len(np.histogram_bin_edges(values, rule)) - 1
+
+
+def _step(values: "NDArray[np.float64]") -> int | None:
+    """Return the distance that divides all distances of whole numbers; None for other numbers."""
+    # Beyond, all floats are whole numbers.
+    if np.abs(values).max() >= 2**53 or (values != np.round(values)).any():
+        return None
+    return max(1, int(np.gcd.reduce(np.diff(np.unique(values)).astype(np.int64))))
+
+
+def _whole_edges(
+    values: "NDArray[np.float64]", number: int, step: int, dtype: torch.dtype
+) -> list[float]:
+    """Return edges midway between whole numbers, at most ``number`` bins of as many each."""
+    low, span = values.min(), np.ptp(values) + step
+    width = step * math.ceil(span / (number * step))
+    steps = width * np.arange(math.ceil(span / width) + 1)
+    edges = torch.from_numpy(low - step / 2 + steps)
+    # Where the targets' dtype has nothing between two whole numbers, each edge is a whole number.
+    is_exact = not dtype.is_floating_point or torch.equal(edges.to(dtype).to(edges.dtype), edges)
+    exact: list[float] = edges.tolist() if is_exact else (low + steps).tolist()
+    return exact

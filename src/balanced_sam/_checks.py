@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 
-def check_type(name: str, value: object, expected: type) -> None:
-    """Raise if ``value`` is not an instance of ``expected``."""
+def check_type(name: str, value: object, *expected: type) -> None:
+    """Raise if ``value`` is not an instance of one of ``expected``."""
     if not isinstance(value, expected):
-        raise TypeError(
-            f"Expected `{name}` to be {expected.__name__}, but got {type(value).__name__}."
-        )
+        names = " or ".join(kind.__name__ for kind in expected)
+        raise TypeError(f"Expected `{name}` to be {names}, but got {type(value).__name__}.")
 
 
 def check_callable(name: str, value: object) -> None:
@@ -66,13 +65,24 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def check_counts(counts: Tensor, bins: int | None = None, *, name: str = "counts") -> None:
-    """Raise if ``counts`` is not a non-negative vector with something in it, one entry a bin."""
-    check_finite(name, counts)
-    if counts.dim() != 1 or (bins is not None and len(counts) != bins):
-        expected = "(B,)" if bins is None else f"({bins},), one a bin"
+def check_one_target(name: str, values: Tensor) -> None:
+    """Raise if the values look like several targets a sample, which one-dimensional bins mix up."""
+    if values.dim() == 2 and values.shape[1] > 1:
         raise ValueError(
-            f"Expected `{name}` to have shape {expected}, but got {tuple(counts.shape)}."
+            f"Expected `{name}` to hold one target a sample, shape (N,), (N, 1) or maps "
+            f"(N, H, W), but got {tuple(values.shape)}. Several targets a sample need a "
+            "TargetGrid; flatten values that are all of one kind."
+        )
+
+
+def check_counts(
+    counts: Tensor, shape: tuple[int, ...] | None = None, *, name: str = "counts"
+) -> None:
+    """Raise if ``counts`` is not non-negative with something in it, one entry a bin."""
+    check_finite(name, counts)
+    if shape is not None and counts.shape != shape:
+        raise ValueError(
+            f"Expected `{name}` to have shape {shape}, one a bin, but got {tuple(counts.shape)}."
         )
     if (counts < 0).any():
         raise ValueError(

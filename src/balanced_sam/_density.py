@@ -1,4 +1,4 @@
-"""Label density: the counts per bin, smoothed over neighbouring bins (LDS)."""
+"""Label density: the counts per bin, smoothed over neighboring bins (LDS)."""
 
 import math
 from typing import Literal
@@ -30,7 +30,8 @@ def smooth_counts(
     [.858, .946, 1, .946, .858], nearly a box, where the plain Gaussian has [.607, .882, 1, ...].
 
     Args:
-        counts: Samples per bin, or any non-negative function of them, shape ``(B,)``.
+        counts: Samples per bin, or any non-negative function of them, shape ``(B,)``; those of a
+            grid, shape ``(B_1, ..., B_d)``, are smoothed along each axis.
         kernel: ``"gaussian"`` (as above), ``"triangular"`` (falls to 0 at distance
             ``(size + 1) / 2``; ignores ``sigma``) or ``"laplace"`` (:math:`e^{-|j| / \sigma}`).
         size: Number of bins under the kernel, odd.
@@ -39,11 +40,11 @@ def smooth_counts(
             at the border (``n_1 n_0 | n_0 n_1``), as the paper's depth experiment does.
 
     Returns:
-        Effective counts, shape ``(B,)``, float64, in samples.
+        Effective counts, shape of ``counts``, float64, in samples.
 
     Raises:
-        ValueError: If ``counts`` is not a non-negative vector with a sample in it, or an option is
-            out of its range.
+        ValueError: If ``counts`` holds a negative number or no sample, or an option is out of its
+            range.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -63,9 +64,11 @@ def smooth_counts(
     if not 0 < sigma < math.inf:
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
     values = counts.detach().to("cpu", torch.float64)
-    padded = _pad(values, size // 2, boundary)
     window = values.new_tensor(_window(kernel, size, sigma))
-    return (padded.unfold(0, size, 1) @ window).to(counts.device)
+    for axis in range(values.dim()):
+        padded = _pad(values.movedim(axis, -1), size // 2, boundary)
+        values = (padded.unfold(-1, size, 1) @ window).movedim(-1, axis)
+    return values.to(counts.device)
 
 
 def _window(kernel: Kernel, size: int, sigma: float) -> list[float]:
@@ -94,11 +97,11 @@ def _folded_gaussian(size: int, sigma: float) -> list[float]:
 
 
 def _pad(values: Tensor, width: int, boundary: Boundary) -> Tensor:
-    """Extend ``values`` by ``width`` entries on both sides."""
+    """Extend ``values`` by ``width`` entries on both sides of the last axis."""
     if boundary == "zeros":
         return torch.nn.functional.pad(values, (width, width))
-    positions = range(-width, len(values) + width)
-    return values[[_reflect(position, len(values)) for position in positions]]
+    size = values.shape[-1]
+    return values[..., [_reflect(position, size) for position in range(-width, size + width)]]
 
 
 def _reflect(position: int, size: int) -> int:

@@ -1,13 +1,16 @@
 """Error metrics (MAE, RMSE, GM, delta, bMAE), and the report that takes them per region."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_predictions, check_type
+from balanced_sam._checks import check_choice, check_one_target, check_predictions, check_type
+from balanced_sam._grid import Bins, check_bins
 from balanced_sam._plot import plot_by_bin
 from balanced_sam._regions import REGIONS, ShotRegions
 
@@ -15,10 +18,13 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-_TITLES = ("All", "Many", "Med.", "Few")
+Multioutput = Literal["uniform_average", "raw_values"]
+_MULTIOUTPUT: tuple[Multioutput, ...] = ("uniform_average", "raw_values")
 
 
-def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
+def mean_absolute_error(
+    predictions: Tensor, targets: Tensor, *, multioutput: Multioutput | None = None
+) -> Tensor:
     r"""Return the MAE.
 
     .. math:: \mathrm{MAE} = \frac{1}{N} \sum_i |y_i - \hat y_i|
@@ -26,9 +32,12 @@ def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
+        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
+            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
+            number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, float64, in target units; NaN of no sample.
+        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -43,11 +52,13 @@ def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
         >>> mean_absolute_error(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 2.0]))
         tensor(2., dtype=torch.float64)
     """
-    predictions, targets = _as_float64(predictions, targets)
-    return (predictions - targets).abs().mean()
+    errors = _mean(_absolute, predictions, targets, multioutput)
+    return _over_outputs(errors, multioutput)
 
 
-def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+def root_mean_squared_error(
+    predictions: Tensor, targets: Tensor, *, multioutput: Multioutput | None = None
+) -> Tensor:
     r"""Return the RMSE.
 
     .. math:: \mathrm{RMSE} = \sqrt{\frac{1}{N} \sum_i (y_i - \hat y_i)^2}
@@ -55,9 +66,12 @@ def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
+        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
+            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
+            number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, float64, in target units; NaN of no sample.
+        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -72,11 +86,13 @@ def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
         >>> root_mean_squared_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 2.0]))
         tensor(1.4142, dtype=torch.float64)
     """
-    predictions, targets = _as_float64(predictions, targets)
-    return (predictions - targets).square().mean().sqrt()
+    squares = _mean(_square, predictions, targets, multioutput)
+    return _over_outputs(squares.sqrt(), multioutput)
 
 
-def geometric_mean_error(predictions: Tensor, targets: Tensor) -> Tensor:
+def geometric_mean_error(
+    predictions: Tensor, targets: Tensor, *, multioutput: Multioutput | None = None
+) -> Tensor:
     r"""Return the GM, the geometric mean of the absolute errors.
 
     .. math:: \mathrm{GM} = \Bigl(\prod_i |y_i - \hat y_i|\Bigr)^{1/N}
@@ -87,9 +103,12 @@ def geometric_mean_error(predictions: Tensor, targets: Tensor) -> Tensor:
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
+        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
+            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
+            number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, float64, in target units; NaN of no sample.
+        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -104,11 +123,17 @@ def geometric_mean_error(predictions: Tensor, targets: Tensor) -> Tensor:
         >>> geometric_mean_error(torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
         tensor(2., dtype=torch.float64)
     """
-    predictions, targets = _as_float64(predictions, targets)
-    return (predictions - targets).abs().log().mean().exp()
+    logarithms = _mean(_logarithm, predictions, targets, multioutput)
+    return _over_outputs(logarithms.exp(), multioutput)
 
 
-def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float = 1.25) -> Tensor:
+def threshold_accuracy(
+    predictions: Tensor,
+    targets: Tensor,
+    *,
+    threshold: float = 1.25,
+    multioutput: Multioutput | None = None,
+) -> Tensor:
     r"""Return :math:`\delta`, the share of predictions within a factor of the target.
 
     .. math:: \delta = \frac{1}{N} \sum_i
@@ -121,9 +146,12 @@ def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
         threshold: The factor :math:`t`, above 1.
+        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
+            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
+            number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, float64, a share from 0 to 1; NaN of no sample.
+        0-dim tensor, of each output shape ``(d,)``, float64, a share from 0 to 1; NaN of no sample.
 
     Raises:
         ValueError: If the shapes differ, or ``threshold`` is not above 1.
@@ -140,12 +168,16 @@ def threshold_accuracy(predictions: Tensor, targets: Tensor, *, threshold: float
     """
     if not threshold > 1:
         raise ValueError(f"Expected `threshold` to be above 1, but got threshold={threshold}.")
-    predictions, targets = _as_float64(predictions, targets)
-    return _hits(predictions, targets, threshold).mean()
+    hits = _mean(partial(_hit, threshold=threshold), predictions, targets, multioutput)
+    return _over_outputs(hits, multioutput)
 
 
 def balanced_mean_absolute_error(
-    predictions: Tensor, targets: Tensor, *, bins: TargetBins | None = None
+    predictions: Tensor,
+    targets: Tensor,
+    *,
+    bins: Bins | None = None,
+    multioutput: Multioutput = "uniform_average",
 ) -> Tensor:
     r"""Return the bMAE, the average over target values of each value's MAE.
 
@@ -158,13 +190,15 @@ def balanced_mean_absolute_error(
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
         bins: Bins to average over, those without a target left out. If None every distinct target
-            is its own bin, as published for whole-number labels; float targets need ``bins``.
+            is its own bin, as published for whole-number labels; float targets need ``bins``, and
+            several targets a sample a grid.
+        multioutput: Of a grid, the mean over the outputs or each.
 
     Returns:
-        0-dim tensor, float64, in target units; NaN of no sample.
+        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
 
     References:
         Ren et al. (2022), `Balanced MSE for Imbalanced Visual Regression
@@ -176,17 +210,15 @@ def balanced_mean_absolute_error(
         >>> balanced_mean_absolute_error(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([1, 1, 5]))
         tensor(2.5000, dtype=torch.float64)
     """
+    check_choice("multioutput", multioutput, _MULTIOUTPUT)
     check_predictions(predictions, targets)
-    if bins is not None:
-        check_type("bins", bins, TargetBins)
-    index = torch.unique(targets, return_inverse=True)[1] if bins is None else bins.index(targets)
-    predictions, targets = _as_float64(predictions, targets)
-    index = index.flatten().to(targets.device)
-    errors = (predictions - targets).abs().flatten()
-    counts = torch.bincount(index)
-    sums = torch.zeros(len(counts), dtype=torch.float64, device=errors.device)
-    sums.index_add_(0, index, errors)
-    return (sums / counts)[counts > 0].mean()
+    if bins is None:
+        check_one_target("targets", targets)
+        values, index = torch.unique(targets, return_inverse=True)
+        sums = _bin_sums(predictions, targets, index, len(values), 1)
+    else:
+        sums = bin_sums(predictions, targets, bins)
+    return _over_outputs(_balanced(sums), multioutput)
 
 
 @dataclass(frozen=True)
@@ -196,11 +228,12 @@ class RegionReport:
     This is what :func:`region_report` returns.
 
     Attributes:
-        rows: For ``"All"``, ``"Many"``, ``"Med."`` and ``"Few"`` the sample count (``"count"``) and
-            ``"MAE"``, ``"GM"``, ``"RMSE"``, ``"bMAE"`` (target units), ``"delta_1"`` (share from 0
-            to 1); NaN for a region without a sample.
-        by_bin: ``"count"``, ``"MAE"``, ``"GM"``, ``"RMSE"`` and ``"delta_1"`` of each bin, ``B``
-            numbers each; NaN for a bin without a sample.
+        rows: For ``"all"``, ``"many"``, ``"medium"`` and ``"few"`` the sample count (``"count"``)
+            and ``"MAE"``, ``"GM"``, ``"RMSE"``, ``"bMAE"`` (target units), ``"delta_1"`` (share
+            from 0 to 1); NaN for a region without a sample. With ``multioutput="raw_values"``
+            ``"MAE_0"``, ``"MAE_1"`` and so on.
+        by_bin: ``"count"``, ``"MAE"``, ``"GM"``, ``"RMSE"`` and ``"delta_1"`` of each bin, lists of
+            the bins' shape; NaN for a bin without a sample.
         regions: The many-, medium- and few-shot bins.
     """
 
@@ -219,22 +252,29 @@ class RegionReport:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def plot(
-        self, *, ax: "matplotlib.axes.Axes | None" = None
+        self, *, metric: str | None = None, ax: "matplotlib.axes.Axes | None" = None
     ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
-        """Draw the MAE in each bin over the target, the regions shaded, and the counts above.
+        """Draw a metric in each bin over the target, the regions shaded, and the counts above.
+
+        Of a grid of two targets this is a heat map, the few-shot bins dotted.
 
         Args:
+            metric: A metric of ``by_bin``; if None the MAE, of the first output where each is
+                given.
             ax: The axes to draw in; those of a new figure if None.
 
         Returns:
-            The figure and the axes of the MAE.
+            The figure and the axes of the metric.
 
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
+            ValueError: If ``metric`` is none of ``by_bin``, or there are more than two targets.
         """
-        titles = zip(REGIONS, _TITLES[1:], strict=True)
-        labels = {r: f"{r}-shot, MAE {self.rows[title]['MAE']:.3g}" for r, title in titles}
-        return plot_by_bin(self.by_bin, self.regions, labels, ax)
+        metrics = tuple(name for name in self.by_bin if name != "count")
+        name = metrics[0] if metric is None else metric
+        check_choice("metric", name, metrics)
+        labels = {r: f"{r}-shot, {name} {self.rows[r][name]:.3g}" for r in REGIONS}
+        return plot_by_bin(self.by_bin, name, self.regions, labels, ax)
 
     def __str__(self) -> str:
         """Return the table as plain text, columns aligned."""
@@ -247,20 +287,29 @@ class RegionReport:
 
     def _cells(self) -> list[list[str]]:
         """Return the header and the rows as text."""
-        header = ["Region", *next(iter(self.rows.values()))]
+        header = ["region", *next(iter(self.rows.values()))]
         return [header] + [
             [region] + [str(int(row["count"]))] + [f"{row[name]:.3f}" for name in header[2:]]
             for region, row in self.rows.items()
         ]
 
 
-def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) -> RegionReport:
+def region_report(
+    predictions: Tensor,
+    targets: Tensor,
+    regions: ShotRegions,
+    *,
+    multioutput: Multioutput = "uniform_average",
+) -> RegionReport:
     """Return every metric on all samples, on each region and in each bin.
 
     Args:
-        predictions: Model outputs, any shape, in target units.
+        predictions: Model outputs, any shape, in target units; of a grid, shape ``(..., d)``.
         targets: Targets, same shape, in target units.
         regions: The many-, medium- and few-shot bins.
+        multioutput: Of a grid, the mean of a metric over the outputs (``"uniform_average"``) or
+            that of each (``"raw_values"``), as in scikit-learn. A sample's region is always that of
+            all its targets together.
 
     Returns:
         The report; ``print`` shows it as a table, ``plot`` draws the error in each bin. A region
@@ -268,7 +317,7 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
 
     Raises:
         TypeError: If ``regions`` are not :class:`ShotRegions`.
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -279,54 +328,122 @@ def region_report(predictions: Tensor, targets: Tensor, regions: ShotRegions) ->
         >>> from balanced_sam import ShotRegions, TargetBins, region_report
         >>> regions = ShotRegions(TargetBins([0.0, 10.0, 20.0, 30.0]), ["many", "medium", "few"])
         >>> report = region_report(torch.tensor([4.0, 25.0]), torch.tensor([5.0, 21.0]), regions)
-        >>> report.rows["Few"]["MAE"], report.rows["All"]["GM"], report.rows["Med."]["count"]
-        (4.0, 2.0, 0)
+        >>> report.rows["few"]["MAE"], report.rows["all"]["GM"], report.by_bin["count"]
+        (4.0, 2.0, [1, 0, 1])
     """
     check_type("regions", regions, ShotRegions)
-    return report_from_sums(bin_sums(predictions, targets, regions.bins), regions)
+    check_choice("multioutput", multioutput, _MULTIOUTPUT)
+    return report_from_sums(bin_sums(predictions, targets, regions.bins), regions, multioutput)
 
 
-def bin_sums(predictions: Tensor, targets: Tensor, bins: TargetBins) -> Tensor:
+def bin_sums(predictions: Tensor, targets: Tensor, bins: Bins) -> Tensor:
     """Return what the report needs, summed per bin, so that it adds up over batches and ranks.
 
     Rows: sample count, sum of absolute errors, of their logarithms, of squared errors, of hits
-    within a factor of 1.25; shape ``(5, B)``, float64.
+    within a factor of 1.25; shape ``(5, B, d)`` for ``d`` targets a sample, float64.
     """
+    check_bins(bins)
     check_predictions(predictions, targets)
-    index = bins.index(targets).flatten()
+    if isinstance(bins, TargetBins):
+        check_one_target("targets", targets)
+    return _bin_sums(predictions, targets, bins.index(targets), len(bins), len(bins.axes))
+
+
+def _bin_sums(
+    predictions: Tensor, targets: Tensor, index: Tensor, bins: int, outputs: int
+) -> Tensor:
+    """Return the sums of :func:`bin_sums`, given the bin of each sample."""
     predictions, targets = _as_float64(predictions, targets)
-    errors = (predictions - targets).abs().flatten()
-    hits = _hits(predictions, targets, 1.25).flatten()
-    terms = torch.stack([torch.ones_like(errors), errors, errors.log(), errors.square(), hits])
-    sums = torch.zeros(5, len(bins), dtype=torch.float64, device=errors.device)
-    return sums.index_add_(1, index.to(errors.device), terms)
+    predictions, targets = predictions.reshape(-1, outputs), targets.reshape(-1, outputs)
+    terms = torch.stack(
+        [torch.ones_like(targets)]
+        + [term(predictions, targets) for term in (_absolute, _logarithm, _square, _hit)]
+    )
+    sums = torch.zeros(5, bins, outputs, dtype=torch.float64, device=terms.device)
+    return sums.index_add_(1, index.flatten().to(terms.device), terms)
 
 
-def report_from_sums(sums: Tensor, regions: ShotRegions) -> RegionReport:
+def report_from_sums(sums: Tensor, regions: ShotRegions, multioutput: Multioutput) -> RegionReport:
     """Return the report of samples whose :func:`bin_sums` are ``sums``."""
     sums = sums.cpu()
-    rows = {_TITLES[0]: _row(sums)}
-    for region, title in zip(REGIONS, _TITLES[1:], strict=True):
-        rows[title] = _row(sums[:, regions.bin_mask(region)])
-    by_bin = {name: values.tolist() for name, values in _means(sums).items()}
-    return RegionReport(rows, by_bin | {"count": sums[0].long().tolist()}, regions)
+    rows = {"all": _row(sums, multioutput)}
+    for region in REGIONS:
+        rows[region] = _row(sums[:, regions.bin_mask(region).flatten()], multioutput)
+    shape = regions.bins.shape
+    counts = sums[0, :, 0].long().reshape(shape).tolist()
+    by_bin = {
+        name: values.reshape(shape).tolist() for name, values in _means(sums, multioutput).items()
+    }
+    return RegionReport(rows, {"count": counts} | by_bin, regions)
 
 
-def _row(sums: Tensor) -> dict[str, float]:
-    """Return the metrics over the bins of ``sums``, shape ``(5, any)``."""
-    row = {name: value.item() for name, value in _means(sums.sum(dim=1)).items()}
-    errors = (sums[1] / sums[0])[sums[0] > 0]
-    return row | {"count": int(row["count"]), "bMAE": errors.mean().item()}
+def _row(sums: Tensor, multioutput: Multioutput) -> dict[str, float]:
+    """Return the metrics over the bins of ``sums``, shape ``(5, any, d)``."""
+    total = sums.sum(dim=1)
+    means = _means(total, multioutput) | _named("bMAE", _balanced(sums), multioutput)
+    return {"count": int(total[0, 0])} | {name: value.item() for name, value in means.items()}
 
 
-def _means(sums: Tensor) -> dict[str, Tensor]:
-    """Return the metrics of the samples in ``sums``, shape ``(5, ...)``; of none NaN."""
-    count = sums[0]
-    error, log, square, hit = sums[1:] / count
-    return {"count": count, "MAE": error, "GM": log.exp(), "RMSE": square.sqrt(), "delta_1": hit}
+def _means(sums: Tensor, multioutput: Multioutput) -> dict[str, Tensor]:
+    """Return the metrics of the samples in ``sums``, shape ``(5, ..., d)``; of none NaN."""
+    error, logarithm, square, hit = sums[1:] / sums[0]
+    metrics = {"MAE": error, "GM": logarithm.exp(), "RMSE": square.sqrt(), "delta_1": hit}
+    named: dict[str, Tensor] = {}
+    for name, values in metrics.items():
+        named |= _named(name, values, multioutput)
+    return named
 
 
-def _hits(predictions: Tensor, targets: Tensor, threshold: float) -> Tensor:
+def _named(name: str, values: Tensor, multioutput: Multioutput) -> dict[str, Tensor]:
+    """Return a metric by its name: the mean over the outputs, the last axis, or each."""
+    if multioutput == "uniform_average":
+        return {name: values.mean(dim=-1)}
+    return {f"{name}_{j}": value for j, value in enumerate(values.unbind(-1))}
+
+
+def _balanced(sums: Tensor) -> Tensor:
+    """Return the bMAE of each output, shape ``(d,)``."""
+    counts, errors = sums[:2]
+    means: Tensor = errors / counts
+    return means[counts[:, 0] > 0].mean(dim=0)
+
+
+def _mean(
+    term: Callable[[Tensor, Tensor], Tensor],
+    predictions: Tensor,
+    targets: Tensor,
+    multioutput: Multioutput | None,
+) -> Tensor:
+    """Return the mean of what each sample adds, shape ``(d,)``; ``(1,)`` if all counts alike."""
+    predictions, targets = _as_float64(predictions, targets)
+    if multioutput is not None:
+        check_choice("multioutput", multioutput, _MULTIOUTPUT)
+    outputs = targets.shape[-1] if multioutput and targets.dim() else 1
+    terms: Tensor = term(predictions, targets).reshape(-1, outputs)
+    return terms.mean(dim=0)
+
+
+def _over_outputs(values: Tensor, multioutput: Multioutput | None) -> Tensor:
+    """Return the values of the outputs, shape ``(d,)``, or their mean."""
+    return values if multioutput == "raw_values" else values.mean()
+
+
+def _absolute(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the absolute errors."""
+    return (predictions - targets).abs()
+
+
+def _logarithm(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the logarithms of the absolute errors."""
+    return (predictions - targets).abs().log()
+
+
+def _square(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared errors."""
+    return (predictions - targets).square()
+
+
+def _hit(predictions: Tensor, targets: Tensor, threshold: float = 1.25) -> Tensor:
     """Return 1 where both are positive and within ``threshold`` of each other, else 0."""
     ratio = torch.maximum(targets / predictions, predictions / targets)
     return ((predictions > 0) & (targets > 0) & (ratio < threshold)).to(torch.float64)

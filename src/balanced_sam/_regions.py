@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_sam._bins import TargetBins
 from balanced_sam._checks import check_choice, check_counts, check_type
+from balanced_sam._grid import Bins, check_bins, per_width
+from balanced_sam._weights import TargetWeights
 
 Region = Literal["many", "medium", "few"]
 REGIONS: tuple[Region, ...] = ("many", "medium", "few")
@@ -17,13 +18,13 @@ class ShotRegions:
     """Say which target bins are many-, medium- and few-shot.
 
     Args:
-        bins: The bins of the target range.
-        labels: ``"many"``, ``"medium"`` or ``"few"`` for each bin, ``B`` of them; for regions that
-            do not follow from counts alone, such as NYUD2-DIR's. Most users want
-            :meth:`from_counts`.
+        bins: The bins of the target range, or a grid of several.
+        labels: ``"many"``, ``"medium"`` or ``"few"`` for each bin in the order of their index,
+            ``B`` of them; for regions that do not follow from counts alone, such as NYUD2-DIR's.
+            Most users want :meth:`from_weights`.
 
     Attributes:
-        bins: The bins of the target range.
+        bins: The bins.
         labels: The region of each bin, a tuple of ``B`` strings.
 
     Raises:
@@ -40,8 +41,8 @@ class ShotRegions:
         tensor([False,  True])
     """
 
-    def __init__(self, bins: TargetBins, labels: Sequence[Region]) -> None:
-        check_type("bins", bins, TargetBins)
+    def __init__(self, bins: Bins, labels: Sequence[Region]) -> None:
+        check_bins(bins)
         self.bins = bins
         self.labels: tuple[Region, ...] = tuple(labels)
         if len(self.labels) != len(bins):
@@ -57,13 +58,15 @@ class ShotRegions:
 
     @classmethod
     def from_counts(
-        cls, bins: TargetBins, counts: Tensor, *, many_above: float = 100, few_below: float = 20
+        cls, bins: Bins, counts: Tensor, *, many_above: float = 100, few_below: float = 20
     ) -> "ShotRegions":
         """Return the regions that the number of training samples per bin defines.
 
+        Between bins of unequal width the samples per mean width decide, as for the weights.
+
         Args:
-            bins: The bins of the target range.
-            counts: Training samples per bin, shape ``(B,)``.
+            bins: The bins of the target range, or a grid of several.
+            counts: Training samples per bin, shape ``bins.shape``.
             many_above: A bin with more samples than this is many-shot.
             few_below: A bin with fewer samples than this, an empty one too, is few-shot.
 
@@ -77,8 +80,8 @@ class ShotRegions:
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Section 4.
         """
-        check_type("bins", bins, TargetBins)
-        check_counts(counts, len(bins))
+        check_bins(bins)
+        check_counts(counts, bins.shape)
         if not few_below <= many_above:
             raise ValueError(
                 "Expected `few_below` to be at most `many_above`, but got "
@@ -86,26 +89,50 @@ class ShotRegions:
             )
         labels: list[Region] = [
             "many" if count > many_above else "few" if count < few_below else "medium"
-            for count in counts.tolist()
+            for count in per_width(counts, bins).flatten().tolist()
         ]
         return cls(bins, labels)
+
+    @classmethod
+    def from_weights(
+        cls, weights: TargetWeights, *, many_above: float = 100, few_below: float = 20
+    ) -> "ShotRegions":
+        """Return the regions of the bins and training samples that weights were fitted to.
+
+        Args:
+            weights: The target weights.
+            many_above: As in :meth:`from_counts`.
+            few_below: As in :meth:`from_counts`.
+
+        Returns:
+            The regions.
+
+        Raises:
+            TypeError: If ``weights`` are not :class:`TargetWeights`.
+            ValueError: If ``few_below > many_above``.
+        """
+        check_type("weights", weights, TargetWeights)
+        return cls.from_counts(
+            weights.bins, weights.counts, many_above=many_above, few_below=few_below
+        )
 
     def mask(self, targets: Tensor, region: Region) -> Tensor:
         """Return which targets lie in a region.
 
         Args:
-            targets: Targets of any shape, in target units.
+            targets: Targets of any shape, in target units; of a grid, shape ``(..., d)``.
             region: ``"many"``, ``"medium"`` or ``"few"``.
 
         Returns:
-            True where the target's bin is in the region, shape of ``targets``, bool.
+            True where the target's bin is in the region, shape of ``targets``, of a grid ``(...)``,
+            bool.
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
             ValueError: If ``region`` is none of the three.
         """
         index = self.bins.index(targets)
-        return self.bin_mask(region).to(index.device)[index]
+        return self.bin_mask(region).flatten().to(index.device)[index]
 
     def bin_mask(self, region: Region) -> Tensor:
         """Return which bins are in a region.
@@ -114,13 +141,14 @@ class ShotRegions:
             region: ``"many"``, ``"medium"`` or ``"few"``.
 
         Returns:
-            True for the bins in the region, shape ``(B,)``, bool, on the CPU.
+            True for the bins in the region, shape ``bins.shape``, bool, on the CPU.
 
         Raises:
             ValueError: If ``region`` is none of the three.
         """
         check_choice("region", region, REGIONS)
-        return torch.tensor([label == region for label in self.labels], device="cpu")
+        flat = torch.tensor([label == region for label in self.labels], device="cpu")
+        return flat.reshape(self.bins.shape)
 
     def __eq__(self, other: object) -> bool:
         """Return whether ``other`` has the same bins and labels."""

@@ -1,5 +1,7 @@
 """Target weights: rare targets count more (INV, SQINV), one gather a batch."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -7,34 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import (
-    check_callable,
-    check_choice,
-    check_counts,
-    check_real,
-    check_type,
-)
+from balanced_sam._checks import check_callable, check_choice, check_counts, check_real
+from balanced_sam._grid import Bins, TargetGrid, check_bins, per_width
 
 Scheme = Literal["inv", "sqinv", "none"]
+_EXPONENTS: dict[object, float] = {"inv": 1.0, "sqinv": 0.5, "none": 0.0}
 
 
-def inverse_weights(counts: Tensor, *, clip: tuple[float, float] | None = None) -> Tensor:
+def inverse_weights(counts: Tensor, *, clip_counts: tuple[float, float] | None = None) -> Tensor:
     r"""Return the INV weight of each bin, on the paper's raw scale.
 
     .. math:: w(k) = \frac{1}{n_k}
 
     Args:
-        counts: Samples per bin, shape ``(B,)``; effective (smoothed) counts do as well.
-        clip: Lowest and highest count that is told apart, in samples; the benchmark code of the
-            ages takes (5, 1000). No clipping if None.
+        counts: Samples per bin, of any shape; effective (smoothed) counts do as well.
+        clip_counts: Lowest and highest count that is told apart, in samples; the benchmark code of
+            the ages takes (5, 1000). No clipping if None.
 
     Returns:
-        Weights, shape ``(B,)``, float64, unit-free; an empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance), never infinity.
+        Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
+        occupied one (the mean of both at equal distance), in a grid that of the rarest.
 
     Raises:
-        ValueError: If ``counts`` is not a non-negative vector with a sample in it, or ``clip`` is
-            not a pair with 0 < low <= high.
+        ValueError: If ``counts`` holds a negative number or no sample, or ``clip_counts`` is not a
+            pair with 0 < low <= high.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -47,8 +45,7 @@ def inverse_weights(counts: Tensor, *, clip: tuple[float, float] | None = None) 
         tensor([1.0000, 1.0000, 0.2500], dtype=torch.float64)
     """
     check_counts(counts)
-    samples = counts.detach().to(torch.float64)
-    return _fill_empty(samples, 1 / _clip(samples, clip))
+    return _power(counts, 1.0, clip_counts)
 
 
 def sqrt_inverse_weights(counts: Tensor) -> Tensor:
@@ -57,14 +54,14 @@ def sqrt_inverse_weights(counts: Tensor) -> Tensor:
     .. math:: w(k) = \sqrt{\frac{1}{n_k}}
 
     Args:
-        counts: Samples per bin, shape ``(B,)``; effective (smoothed) counts do as well.
+        counts: Samples per bin, of any shape; effective (smoothed) counts do as well.
 
     Returns:
-        Weights, shape ``(B,)``, float64, unit-free; an empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance), never infinity.
+        Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
+        occupied one (the mean of both at equal distance), in a grid that of the rarest.
 
     Raises:
-        ValueError: If ``counts`` is not a non-negative vector with a sample in it.
+        ValueError: If ``counts`` holds a negative number or no sample.
 
     References:
         Liu et al. (2025), `Balanced Sharpness-Aware Minimization for Imbalanced Regression
@@ -77,8 +74,7 @@ def sqrt_inverse_weights(counts: Tensor) -> Tensor:
         tensor([1.0000, 1.0000, 0.5000], dtype=torch.float64)
     """
     check_counts(counts)
-    samples = counts.detach().to(torch.float64)
-    return _fill_empty(samples, 1 / samples.sqrt())
+    return _power(counts, 0.5)
 
 
 class TargetWeights(nn.Module):
@@ -89,14 +85,15 @@ class TargetWeights(nn.Module):
     waits for the device.
 
     Args:
-        bins: The bins of the target range.
-        counts: Training samples per bin, shape ``(B,)``.
-        bin_weights: Weight of each bin, shape ``(B,)``, finite and non-negative.
+        bins: The bins of the target range, or a grid of several.
+        counts: Training samples per bin, shape ``bins.shape``.
+        bin_weights: Weight of each bin, shape ``bins.shape``, finite and non-negative.
 
     Attributes:
-        bins: The bins of the target range.
-        counts: Training samples per bin, shape ``(B,)``.
-        bin_weights: Weight of each bin, shape ``(B,)``, float32 unless the module is converted.
+        bins: The bins.
+        counts: Training samples per bin, shape ``bins.shape``.
+        bin_weights: Weight of each bin, shape ``bins.shape``, float32 unless the module is
+            converted.
 
     Raises:
         ValueError: If a shape does not fit the bins, or a count or weight is out of its range. When
@@ -104,20 +101,19 @@ class TargetWeights(nn.Module):
 
     Example:
         >>> import torch
-        >>> from balanced_sam import TargetBins, TargetWeights
-        >>> ages = torch.tensor([30.0, 31.5, 33.0, 34.2, 80.0])
-        >>> weights = TargetWeights.from_targets(ages, TargetBins.uniform(0, 100, width=10))
-        >>> weights(torch.tensor([35.0, 84.0]))
-        tensor([0.8333, 1.6667])
+        >>> from balanced_sam import TargetWeights
+        >>> weights = TargetWeights.from_targets(torch.tensor([18, 19, 19, 19, 19, 20]))
+        >>> weights(torch.tensor([19.0, 84.0]))
+        tensor([0.7500, 1.5000])
     """
 
     counts: Tensor
     bin_weights: Tensor
 
-    def __init__(self, bins: TargetBins, counts: Tensor, bin_weights: Tensor) -> None:
+    def __init__(self, bins: Bins, counts: Tensor, bin_weights: Tensor) -> None:
         super().__init__()
-        check_type("bins", bins, TargetBins)
-        check_counts(counts, len(bins))
+        check_bins(bins)
+        check_counts(counts, bins.shape)
         check_real("bin_weights", bin_weights)
         if bin_weights.shape != counts.shape:
             raise ValueError(
@@ -139,60 +135,77 @@ class TargetWeights(nn.Module):
     def from_targets(
         cls,
         targets: Tensor,
-        bins: TargetBins,
+        bins: Bins | None = None,
         *,
-        scheme: Scheme = "sqinv",
+        scheme: Scheme | float = "sqinv",
         smoothing: Callable[[Tensor], Tensor] | None = None,
-        clip: tuple[float, float] | None = None,
+        clip_counts: tuple[float, float] | None = None,
         normalize: bool = True,
     ) -> "TargetWeights":
         """Fit the weights to training targets.
 
         Args:
-            targets: Training targets of any shape (a vector, a stack of maps), in target units.
-            bins: The bins of the target range.
+            targets: Training targets of any shape (a vector, a stack of maps), in target units; of
+                a grid, shape ``(..., d)``.
+            bins: The bins of the target range, or a grid of several; those of
+                :meth:`TargetBins.from_targets` if None.
             scheme: As in :meth:`from_counts`.
             smoothing: As in :meth:`from_counts`.
-            clip: As in :meth:`from_counts`.
+            clip_counts: As in :meth:`from_counts`.
             normalize: As in :meth:`from_counts`.
 
         Returns:
             The weights, on the targets' device.
 
         Raises:
-            ValueError: If ``targets`` is empty or not finite, or an option is out of its range.
+            ValueError: If ``targets`` is empty, not finite or, without a grid, of shape ``(N, d)``
+                with several targets a sample; or an option is out of its range.
+
+        Warns:
+            UserWarning: If all weights are the same though ``scheme`` is not 0, or more than half
+                of the bins of one target are empty.
         """
-        check_type("bins", bins, TargetBins)
-        return cls.from_counts(
+        if bins is None:
+            bins = TargetBins.from_targets(targets)
+        check_bins(bins)
+        weights = cls.from_counts(
             bins,
             bins.counts(targets),
             scheme=scheme,
             smoothing=smoothing,
-            clip=clip,
+            clip_counts=clip_counts,
             normalize=normalize,
         )
+        if _exponent(scheme):
+            _warn(weights)
+        return weights
 
     @classmethod
     def from_counts(
         cls,
-        bins: TargetBins,
+        bins: Bins,
         counts: Tensor,
         *,
-        scheme: Scheme = "sqinv",
+        scheme: Scheme | float = "sqinv",
         smoothing: Callable[[Tensor], Tensor] | None = None,
-        clip: tuple[float, float] | None = None,
+        clip_counts: tuple[float, float] | None = None,
         normalize: bool = True,
     ) -> "TargetWeights":
         r"""Fit the weights to the number of training samples in each bin.
 
+        Between bins of unequal width the count per unit of the target decides: :math:`n` is then
+        the count per mean width. Else a bin would be rare for being narrow.
+
         Args:
-            bins: The bins of the target range.
-            counts: Training samples per bin, shape ``(B,)``.
-            scheme: ``"inv"`` for :math:`1/n`, ``"sqinv"`` for :math:`1/\sqrt n`, ``"none"`` for 1.
-            smoothing: LDS: a function from counts to effective counts, both of shape ``(B,)``, such
+            bins: The bins of the target range, or a grid of several.
+            counts: Training samples per bin, shape ``bins.shape``.
+            scheme: The exponent :math:`a` of the weights :math:`n^{-a}`, 0 or more, or its name:
+                ``"none"`` for 0, ``"sqinv"`` for 1/2, ``"inv"`` for 1. The larger, the more rare
+                targets count.
+            smoothing: LDS: a function from counts to effective counts, both of ``bins.shape``, such
                 as :func:`smooth_counts` or a ``functools.partial`` of it. As in the benchmark code
-                it acts after the root or the clipping, :math:`w = 1 / \tilde{\sqrt n}`.
-            clip: Lowest and highest count that is told apart, in samples; only with ``"inv"``.
+                it acts after the power and the clipping, :math:`w = 1 / \tilde{n^a}`.
+            clip_counts: Lowest and highest count that is told apart, in samples.
             normalize: Scale the weights so that their mean over the training samples is 1, which
                 keeps the learning rate's meaning. False keeps the paper's raw scale.
 
@@ -206,16 +219,17 @@ class TargetWeights(nn.Module):
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Sections 3.1 and 4.1.
         """
-        check_type("bins", bins, TargetBins)
-        check_choice("scheme", scheme, ("inv", "sqinv", "none"))
-        check_counts(counts, len(bins))
-        if clip is not None and scheme != "inv":
-            raise ValueError(f"Expected `clip` with scheme='inv' only, but got scheme={scheme!r}.")
-        if smoothing is not None:
+        check_bins(bins)
+        check_counts(counts, bins.shape)
+        exponent = _exponent(scheme)
+        density = per_width(counts, bins)
+        if smoothing is None:
+            bin_weights = _power(density, exponent, clip_counts)
+        else:
             check_callable("smoothing", smoothing)
-        if smoothing is not None and scheme == "none":
-            raise ValueError("Expected `smoothing` with a scheme, but got scheme='none'.")
-        bin_weights = _bin_weights(counts, scheme, smoothing, clip)
+            effective = smoothing(_clip(density, clip_counts).pow(exponent))
+            check_counts(effective, bins.shape, name="smoothing(counts)")
+            bin_weights = _power(effective, 1.0)
         if normalize:
             samples = counts.to(torch.float64)
             bin_weights = bin_weights * (samples.sum() / (samples * bin_weights).sum())
@@ -225,15 +239,16 @@ class TargetWeights(nn.Module):
         """Return the weight of each target.
 
         Args:
-            targets: Targets of any shape, on the module's device, in target units.
+            targets: Targets of any shape, on the module's device, in target units; of a grid,
+                shape ``(..., d)``.
 
         Returns:
-            Weights, shape of ``targets``, dtype of ``bin_weights``, unit-free.
+            Weights, shape of ``targets``, of a grid ``(...)``, dtype of ``bin_weights``, unit-free.
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
         """
-        return self.bin_weights[self.bins.index(targets)]
+        return self.bin_weights.flatten()[self.bins.index(targets)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetWeights":
         """Convert or move the buffers, as ``.half()`` and ``.to()`` do, unless a weight is lost."""
@@ -241,20 +256,24 @@ class TargetWeights(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # in torch
         return self
 
-    def get_extra_state(self) -> Tensor:
+    def get_extra_state(self) -> Tensor | list[Tensor]:
         """Return the edges for the ``state_dict``: weights belong to their bins."""
-        return self.bins.edges
+        edges = [axis.edges for axis in self.bins.axes]
+        return edges if isinstance(self.bins, TargetGrid) else edges[0]
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Tensor | list[Tensor]) -> None:
         """Raise if a ``state_dict`` was made with other bins.
 
         Args:
-            state: The edges in the ``state_dict``, shape ``(B + 1,)``.
+            state: The edges in the ``state_dict``, shape ``(B + 1,)``, of a grid one of each axis.
 
         Raises:
             ValueError: If they are not those of this module.
         """
-        if TargetBins(state) != self.bins:
+        made = (
+            TargetBins(state) if isinstance(state, Tensor) else TargetGrid(*map(TargetBins, state))
+        )
+        if made != self.bins:
             raise ValueError(
                 f"Expected a state_dict of weights over {self.bins}, but got the edges {state}."
             )
@@ -307,25 +326,45 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).mean()
 
 
-def _bin_weights(
-    counts: Tensor,
-    scheme: Scheme,
-    smoothing: Callable[[Tensor], Tensor] | None,
-    clip: tuple[float, float] | None,
+def _exponent(scheme: object) -> float:
+    """Return the exponent that the scheme is or names."""
+    if isinstance(scheme, (int, float)) and not isinstance(scheme, bool):
+        if not 0 <= scheme < math.inf:
+            raise ValueError(
+                f"Expected `scheme` to be an exponent of 0 or more, but got scheme={scheme}."
+            )
+        return float(scheme)
+    check_choice("scheme", scheme, ("inv", "sqinv", "none"))
+    return _EXPONENTS[scheme]
+
+
+def _power(
+    counts: Tensor, exponent: float, clip_counts: tuple[float, float] | None = None
 ) -> Tensor:
-    """Return the raw weight of each bin."""
-    if scheme == "none":
-        return torch.ones_like(counts, dtype=torch.float64)
-    if smoothing is None:
-        return (
-            sqrt_inverse_weights(counts)
-            if scheme == "sqinv"
-            else inverse_weights(counts, clip=clip)
+    """Return counts to the power of minus the exponent, and a finite weight for empty bins."""
+    samples = counts.detach().to(torch.float64)
+    bin_weights = 1 / _clip(samples, clip_counts).pow(exponent)
+    if counts.dim() == 1:
+        return _fill_empty(samples, bin_weights)
+    return torch.where(samples > 0, bin_weights, bin_weights[samples > 0].max())
+
+
+def _warn(weights: TargetWeights) -> None:
+    """Warn of bins that do not say what is rare."""
+    bins, is_occupied = weights.bins, weights.counts > 0
+    occupied = weights.bin_weights[is_occupied]
+    # Of a grid most bins are empty as soon as the targets have to do with each other.
+    empty = int((~is_occupied).sum()) if isinstance(bins, TargetBins) else 0
+    if torch.allclose(occupied, occupied[0], atol=0):
+        message = f"All target weights are the same over {bins}: no target is rarer than another."
+    elif empty > len(bins) / 2:
+        message = (
+            f"{empty} bins of {bins} are empty, so the weights of the others rest on few samples "
+            "each. Take wider bins, or the logarithm of targets with a heavy tail."
         )
-    values = counts.to(torch.float64)
-    effective = smoothing(values.sqrt() if scheme == "sqinv" else _clip(values, clip))
-    check_counts(effective, len(counts), name="smoothing(counts)")
-    return inverse_weights(effective)
+    else:
+        return
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _check_converted(given: Tensor, converted: Tensor) -> None:
@@ -341,16 +380,18 @@ def _check_converted(given: Tensor, converted: Tensor) -> None:
         )
 
 
-def _clip(counts: Tensor, clip: tuple[float, float] | None) -> Tensor:
-    """Return the counts held within ``clip``."""
-    if clip is None:
+def _clip(counts: Tensor, clip_counts: tuple[float, float] | None) -> Tensor:
+    """Return the counts held within ``clip_counts``."""
+    if clip_counts is None:
         return counts
     try:
-        low, high = clip
+        low, high = clip_counts
     except (TypeError, ValueError):  # a number, or not two
         low, high = 0.0, 0.0
     if not 0 < low <= high:
-        raise ValueError(f"Expected `clip` to be a pair with 0 < low <= high, but got {clip!r}.")
+        raise ValueError(
+            f"Expected `clip_counts` to be a pair with 0 < low <= high, but got {clip_counts!r}."
+        )
     return counts.clamp(low, high)
 
 
@@ -360,8 +401,8 @@ def _fill_empty(counts: Tensor, bin_weights: Tensor) -> Tensor:
     positions = torch.arange(len(counts), device=counts.device)
     before = torch.searchsorted(occupied, positions, right=True) - 1
     after = torch.searchsorted(occupied, positions)
-    # Beyond the outermost occupied bins, both neighbours are that bin.
+    # Beyond the outermost occupied bins, both neighbors are that bin.
     left, right = occupied[before.clamp(min=0)], occupied[after.clamp(max=len(occupied) - 1)]
-    # 1 where the left neighbour is nearer, 0 where the right one is, 1/2 at equal distance.
+    # 1 where the left neighbor is nearer, 0 where the right one is, 1/2 at equal distance.
     share = (1 + torch.sign((right - positions).abs() - (positions - left).abs())) / 2
     return share * bin_weights[left] + (1 - share) * bin_weights[right]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from balanced_sam._checks import check_type
-from balanced_sam._metrics import RegionReport, bin_sums, report_from_sums
+from balanced_sam._checks import check_choice, check_type
+from balanced_sam._metrics import Multioutput, RegionReport, bin_sums, report_from_sums
 from balanced_sam._regions import ShotRegions
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class RegionMetrics(Metric):
     """Stream :func:`balanced_sam.region_report` over batches, epochs and ranks.
 
-    The state is a ``(5, B)`` tensor of sums, beside the edges, however many samples are seen; the
-    sums add up over ranks, and the result equals the functional form on the whole.
+    The state is a ``(5, B, d)`` tensor of sums for ``d`` targets a sample, beside the edges,
+    however many samples are seen; the sums add up over ranks, and the result equals the functional
+    form on the whole.
 
     Args:
         regions: The many-, medium- and few-shot bins.
+        multioutput: As in :func:`balanced_sam.region_report`.
         kwargs: Options of :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``.
 
     Example:
@@ -33,7 +35,7 @@ class RegionMetrics(Metric):
         >>> bins = TargetBins([0.0, 10.0, 20.0, 30.0])
         >>> metrics = RegionMetrics(ShotRegions(bins, ["many", "medium", "few"]))
         >>> metrics.update(torch.tensor([4.0, 25.0]), torch.tensor([5.0, 21.0]))
-        >>> metrics.compute()["Few/MAE"]
+        >>> metrics.compute()["few/MAE"]
         tensor(4., dtype=torch.float64)
     """
 
@@ -44,25 +46,35 @@ class RegionMetrics(Metric):
     sums: Tensor
     edges: Tensor
 
-    def __init__(self, regions: ShotRegions, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        regions: ShotRegions,
+        *,
+        multioutput: Multioutput = "uniform_average",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_type("regions", regions, ShotRegions)
+        check_choice("multioutput", multioutput, ("uniform_average", "raw_values"))
         self.regions = regions
-        zeros = torch.zeros(5, len(regions.bins), dtype=torch.float64)
+        self.multioutput = multioutput
+        axes = regions.bins.axes
+        zeros = torch.zeros(5, len(regions.bins), len(axes), dtype=torch.float64)
         self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         # A MetricCollection lets metrics share states that agree after a batch. The edges, as a
         # state that never changes, keep metrics over different bins apart.
-        self.add_state("edges", default=regions.bins.edges, dist_reduce_fx="max")
+        edges = torch.cat([axis.edges for axis in axes])
+        self.add_state("edges", default=edges, dist_reduce_fx="max")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch; an empty one adds nothing.
 
         Args:
-            predictions: Model outputs, any shape, in target units.
+            predictions: Model outputs, any shape, in target units; of a grid, shape ``(..., d)``.
             targets: Targets, same shape, in target units.
 
         Raises:
-            ValueError: If the shapes differ.
+            ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
         """
         self.sums += bin_sums(predictions, targets, self.regions.bins).to(self.sums.device)
 
@@ -70,7 +82,7 @@ class RegionMetrics(Metric):
         """Return every metric of every region, ready for ``log_dict``.
 
         Returns:
-            0-dim float64 tensors under ``"<region>/<metric>"``, such as ``"Few/MAE"``.
+            0-dim float64 tensors under ``"<region>/<metric>"``, such as ``"few/MAE"``.
         """
         return {
             f"{region}/{name}": torch.tensor(value, dtype=torch.float64, device=self.sums.device)
@@ -108,9 +120,9 @@ class RegionMetrics(Metric):
 
     def report(self) -> RegionReport:
         """Return this process's samples as a :class:`balanced_sam.RegionReport`."""
-        return report_from_sums(self.sums, self.regions)
+        return report_from_sums(self.sums, self.regions, self.multioutput)
 
 
 def _only_mae(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the values that are drawn over epochs."""
-    return {name: value for name, value in values.items() if name.endswith("/MAE")}
+    return {name: value for name, value in values.items() if "/MAE" in name}

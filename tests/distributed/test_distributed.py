@@ -841,7 +841,7 @@ def on_rank_metrics() -> tuple[dict[str, float], float]:
     for prediction, target in zip(PREDICTIONS[mine], TARGETS[mine], strict=True):
         metrics.update(prediction, target)
     computed = {name: value.item() for name, value in metrics.compute().items()}
-    return computed, metrics.report().rows["All"]["count"]
+    return computed, metrics.report().rows["all"]["count"]
 
 
 def test_region_metrics_are_those_of_the_samples_of_all_ranks(ranks: Ranks) -> None:

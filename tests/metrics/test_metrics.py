@@ -151,12 +151,12 @@ def test_report_equals_numpy_region_by_region(
     p, y = arrays(*pair)
     index = regions.bins.index(pair[1]).numpy().ravel()
     labels = np.array(regions.labels)[index]
-    assert list(report.rows) == ["All", "Many", "Med.", "Few"]
+    assert list(report.rows) == ["all", "many", "medium", "few"]
     for title, chosen in {
-        "All": labels == labels,
-        "Many": labels == "many",
-        "Med.": labels == "medium",
-        "Few": labels == "few",
+        "all": labels == labels,
+        "many": labels == "many",
+        "medium": labels == "medium",
+        "few": labels == "few",
     }.items():
         with np.errstate(all="ignore"):
             oracle = oracle_row(p[chosen], y[chosen], index[chosen])
@@ -186,7 +186,7 @@ def test_report_equals_numpy_bin_by_bin(pair: tuple[Tensor, Tensor], regions: Sh
 def test_report_on_all_samples_equals_the_metrics(
     pair: tuple[Tensor, Tensor], regions: ShotRegions
 ) -> None:
-    row = region_report(*pair, regions).rows["All"]
+    row = region_report(*pair, regions).rows["all"]
     bmae_over_bins = balanced_mean_absolute_error(*pair, bins=regions.bins).item()
     assert row == pytest.approx(
         {
@@ -221,7 +221,7 @@ def report() -> RegionReport:
 
 
 def test_empty_region_has_count_zero_and_nan(report: RegionReport) -> None:
-    row = report.rows["Med."]
+    row = report.rows["medium"]
     assert row.pop("count") == 0
     assert len(row) == 5
     assert all(math.isnan(value) for value in row.values())
@@ -230,38 +230,38 @@ def test_empty_region_has_count_zero_and_nan(report: RegionReport) -> None:
 def test_report_of_a_whole_empty_of_two_regions_is_that_of_the_third() -> None:
     regions = ShotRegions(TargetBins([0, 1]), ["medium"])
     rows = region_report(torch.tensor([2.0]), torch.tensor([0.5]), regions).rows
-    assert rows["Med."] == rows["All"]
-    assert (rows["Many"]["count"], rows["Few"]["count"]) == (0, 0)
+    assert rows["medium"] == rows["all"]
+    assert (rows["many"]["count"], rows["few"]["count"]) == (0, 0)
 
 
 def test_report_as_text_is_an_aligned_table(report: RegionReport) -> None:
     assert str(report).splitlines() == [
-        "Region  count    MAE     GM   RMSE  delta_1   bMAE",
-        "All         3  3.000  2.520  3.317    0.333  3.250",
-        "Many        2  2.500  2.000  2.915    0.000  2.500",
-        "Med.        0    nan    nan    nan      nan    nan",
-        "Few         1  4.000  4.000  4.000    1.000  4.000",
+        "region  count    MAE     GM   RMSE  delta_1   bMAE",
+        "all         3  3.000  2.520  3.317    0.333  3.250",
+        "many        2  2.500  2.000  2.915    0.000  2.500",
+        "medium      0    nan    nan    nan      nan    nan",
+        "few         1  4.000  4.000  4.000    1.000  4.000",
     ]
 
 
 def test_report_as_markdown_is_a_table(report: RegionReport) -> None:
     assert report.to_markdown().splitlines() == [
-        "| Region | count | MAE | GM | RMSE | delta_1 | bMAE |",
+        "| region | count | MAE | GM | RMSE | delta_1 | bMAE |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| All | 3 | 3.000 | 2.520 | 3.317 | 0.333 | 3.250 |",
-        "| Many | 2 | 2.500 | 2.000 | 2.915 | 0.000 | 2.500 |",
-        "| Med. | 0 | nan | nan | nan | nan | nan |",
-        "| Few | 1 | 4.000 | 4.000 | 4.000 | 1.000 | 4.000 |",
+        "| all | 3 | 3.000 | 2.520 | 3.317 | 0.333 | 3.250 |",
+        "| many | 2 | 2.500 | 2.000 | 2.915 | 0.000 | 2.500 |",
+        "| medium | 0 | nan | nan | nan | nan | nan |",
+        "| few | 1 | 4.000 | 4.000 | 4.000 | 1.000 | 4.000 |",
     ]
 
 
 def test_report_as_dict_is_a_copy_that_json_holds(report: RegionReport) -> None:
     copied = report.to_dict()
-    assert json.loads(json.dumps(copied))["Few"] == report.rows["Few"]
+    assert json.loads(json.dumps(copied))["few"] == report.rows["few"]
     assert {type(value) for row in copied.values() for value in row.values()} == {int, float}
     assert json.loads(json.dumps(report.by_bin))["count"] == [2, 0, 1]
-    copied["Few"]["MAE"] = 0.0
-    assert report.rows["Few"]["MAE"] == 4.0
+    copied["few"]["MAE"] = 0.0
+    assert report.rows["few"]["MAE"] == 4.0
 
 
 ONES = torch.ones(2)
@@ -324,7 +324,7 @@ def test_threshold_of_at_most_one_is_an_error(threshold: float) -> None:
 
 
 def test_balanced_error_over_edges_in_place_of_bins_is_refused() -> None:
-    with pytest.raises(TypeError, match="`bins` to be TargetBins, but got list"):
+    with pytest.raises(TypeError, match="`bins` to be TargetBins or TargetGrid, but got list"):
         balanced_mean_absolute_error(ONES, ONES, bins=[0.0, 1.0])  # type: ignore[arg-type]
 
 

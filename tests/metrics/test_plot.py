@@ -139,8 +139,8 @@ def test_region_metrics_draw_given_results_as_the_error_of_each_region(is_list: 
     second = {name: value + 1 for name, value in first.items()}
     _, axes = metrics().plot([first, second] if is_list else first)
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
-    assert list(lines) == ["All/MAE", "Many/MAE", "Med./MAE", "Few/MAE"]
-    assert lines["Med./MAE"] == ([3.5, 4.5] if is_list else [3.5])
+    assert list(lines) == ["all/MAE", "many/MAE", "medium/MAE", "few/MAE"]
+    assert lines["medium/MAE"] == ([3.5, 4.5] if is_list else [3.5])
 
 
 def test_report_of_nothing_is_drawn_over_the_whole_range() -> None:

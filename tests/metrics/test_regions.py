@@ -128,7 +128,7 @@ ONES = torch.ones(2)
         ),
         (lambda: ShotRegions.from_counts(BINS, ONES * 0), ValueError, "at least one sample"),
         (lambda: ShotRegions.from_counts(BINS, [1, 1]), TypeError, "`counts` to be a torch.Tensor"),
-        (lambda: ShotRegions([0, 1, 2], ["many"]), TypeError, "`bins` to be TargetBins, .* list"),
+        (lambda: ShotRegions([0, 1, 2], ["many"]), TypeError, "`bins` to be TargetBins or .* list"),
         (lambda: ShotRegions(BINS, [["many"], "few"]), ValueError, r"`labels` .* got \['many'\]"),
         (lambda: ShotRegions.from_counts(None, ONES), TypeError, "`bins` to be TargetBins"),
         (lambda: SHOT.mask(ONES, "median"), ValueError, "`region` to be .* but got 'median'"),

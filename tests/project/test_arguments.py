@@ -13,6 +13,7 @@ import balanced_sam
 from balanced_sam import (
     ShotRegions,
     TargetBins,
+    TargetGrid,
     TargetWeights,
     balanced_mean_absolute_error,
     frozen_running_stats,
@@ -28,15 +29,20 @@ from balanced_sam import (
 )
 from balanced_sam.torchmetrics import RegionMetrics
 
+Bins = TargetBins | TargetGrid
 BINS = TargetBins([0.0, 1.0, 2.0])
+GRID = TargetGrid(BINS)
 REGIONS = ShotRegions(BINS, ["many", "few"])
-COUNTS, TARGETS = torch.tensor([4, 1]), torch.tensor([0.5, 1.5])
+COUNTS, TARGETS = torch.tensor([4, 1]), torch.tensor([0.5, 0.5, 1.5])
+WEIGHTS = TargetWeights(BINS, COUNTS, COUNTS)
 PAIR = {"predictions": TARGETS, "targets": TARGETS}
 
 # What comes in place of each kind of argument
 WRONG: dict[type, list[Any]] = {
     Tensor: [[0.5, 1.5], np.array([0.5, 1.5]), 0.5, None, torch.tensor([True, False])],
     TargetBins: [[0.0, 1.0, 2.0], BINS.edges, 2, REGIONS],
+    Bins: [[0.0, 1.0, 2.0], BINS.edges, 2, REGIONS],
+    TargetWeights: [BINS, COUNTS, None],
     ShotRegions: [BINS, ["many", "few"], None],
     nn.Module: [[nn.Linear(1, 1)], nn.Linear, None],
 }
@@ -51,8 +57,14 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "ShotRegions": (ShotRegions, {"bins": BINS, "labels": REGIONS.labels}),
     "ShotRegions.from_counts": (ShotRegions.from_counts, {"bins": BINS, "counts": COUNTS}),
     "ShotRegions.mask": (REGIONS.mask, {"targets": TARGETS, "region": "few"}),
+    "ShotRegions.from_weights": (ShotRegions.from_weights, {"weights": WEIGHTS}),
+    "TargetBins.from_targets": (TargetBins.from_targets, {"targets": TARGETS}),
     "TargetBins.index": (BINS.index, {"targets": TARGETS}),
     "TargetBins.counts": (BINS.counts, {"targets": TARGETS}),
+    "TargetGrid": (TargetGrid, {"bins": BINS}),
+    "TargetGrid.from_targets": (TargetGrid.from_targets, {"targets": TARGETS}),
+    "TargetGrid.index": (GRID.index, {"targets": TARGETS[:, None]}),
+    "TargetGrid.counts": (GRID.counts, {"targets": TARGETS[:, None]}),
     "TargetWeights": (TargetWeights, {"bins": BINS, "counts": COUNTS, "bin_weights": COUNTS}),
     "TargetWeights.from_targets": (TargetWeights.from_targets, {"targets": TARGETS, "bins": BINS}),
     "TargetWeights.from_counts": (TargetWeights.from_counts, {"bins": BINS, "counts": COUNTS}),
@@ -71,6 +83,11 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "torchmetrics.RegionMetrics.update": (RegionMetrics(REGIONS).update, PAIR),
     "weighted_mean": (weighted_mean, {"losses": TARGETS, "weights": TARGETS}),
 }
+
+
+def with_star(name: str, call: Callable[..., object], given: dict[str, Any]) -> None:
+    """Call it; a grid takes its bins one after the other."""
+    call(*given.values()) if name == "TargetGrid" else call(**given)
 
 
 def arguments() -> Iterator[tuple[str, str, type]]:
@@ -94,8 +111,8 @@ ARGUMENTS = sorted(arguments(), key=str)
 
 def test_every_public_name_that_takes_such_arguments_is_called() -> None:
     assert CALLS.keys() == {name for name, _, _ in ARGUMENTS}
-    for call, valid in CALLS.values():
-        call(**valid)
+    for name, (call, valid) in CALLS.items():
+        with_star(name, call, valid)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +126,4 @@ def test_every_public_name_that_takes_such_arguments_is_called() -> None:
 def test_argument_of_a_wrong_kind_is_named(name: str, argument: str, wrong: Any) -> None:
     call, valid = CALLS[name]
     with pytest.raises(TypeError, match=rf"^Expected `{argument}` to (be|hold) .*, but got .*\.$"):
-        call(**valid | {argument: wrong})
+        with_star(name, call, valid | {argument: wrong})

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,20 @@ def test_all_equals_the_public_names_of_the_package() -> None:
     assert present == imported
 
 
-def test_init_is_docstring_imports_and_all_and_nothing_else() -> None:
-    docstring, *imports, last = syntax(PACKAGE / "__init__.py").body
+def test_init_is_docstring_imports_version_and_all_and_nothing_else() -> None:
+    docstring, *imports, version, last = syntax(PACKAGE / "__init__.py").body
     assert isinstance(docstring, ast.Expr)
     assert isinstance(docstring.value, ast.Constant)
     assert isinstance(docstring.value.value, str)
     assert imports
     assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in imports)
-    assert isinstance(last, ast.Assign)
-    assert [target.id for target in last.targets if isinstance(target, ast.Name)] == ["__all__"]
+    for node, name in ((version, "__version__"), (last, "__all__")):
+        assert isinstance(node, ast.Assign)
+        assert [target.id for target in node.targets if isinstance(target, ast.Name)] == [name]
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert balanced_sam.__version__ == metadata.version("balanced-sam")
 
 
 def test_every_module_but_the_extra_one_is_private() -> None:
@@ -132,8 +138,12 @@ def test_optional_parameters_are_keyword_only_unless_the_base_class_says_otherwi
     name: str,
 ) -> None:
     value = CALLABLES[name]
-    # These stand in for torch's own or torchmetrics', which take them by position.
+    # These stand in for torch's own or torchmetrics', which take them by position, or come next to
+    # the targets.
     expected = {
+        "TargetBins.from_targets": ["bins"],
+        "TargetGrid.from_targets": ["bins"],
+        "TargetWeights.from_targets": ["bins"],
         "BalancedSAM.step": ["closure"],
         "BalancedSAM.zero_grad": ["set_to_none"],
         "LambdaRho": ["last_epoch"],

@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,9 @@ def merged(bins: TargetBins, dtype: torch.dtype) -> int:
     """Return how many edges torch converts to the same value as the edge before."""
     edges = bins.edges.to(dtype)
     return int((edges[1:] == edges[:-1]).sum())
+
+
+FLOATS = (torch.float32, torch.float64)
 
 
 @pytest.fixture
@@ -139,7 +143,7 @@ def test_index_by_edges_that_the_dtype_merges_is_refused_each_time(
     "use",
     [
         WHOLE.counts,
-        lambda targets: TargetWeights.from_targets(targets, WHOLE),
+        lambda targets: TargetWeights.from_targets(targets, WHOLE, scheme="none"),
         TargetWeights.from_counts(WHOLE, torch.ones(2000)),
         lambda targets: ShotRegions(WHOLE, ["few"] * 2000).mask(targets, "few"),
         lambda targets: region_report(targets, targets, ShotRegions(WHOLE, ["few"] * 2000)),
@@ -152,7 +156,7 @@ def test_whatever_takes_targets_refuses_a_dtype_that_merges_edges(
 ) -> None:
     with pytest.raises(ValueError, match=r"but got torch.bfloat16, in which 1366 of 2001 edges"):
         use(torch.ones(2, dtype=torch.bfloat16))
-    use(torch.ones(2))
+    use(torch.tensor([1.0, 5.0, 5.0]))
 
 
 def test_compiled_index_tells_edges_apart_as_the_eager_one_does() -> None:
@@ -371,3 +375,125 @@ def test_error_names_the_argument(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+RULES = ["auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges"]
+
+
+@pytest.mark.parametrize("rule", [*RULES, 1, 7, 100])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(2, 300), dtype=st.sampled_from(FLOATS))
+def test_bins_from_targets_are_those_of_numpy_and_cover_all(
+    rule: Any, seed: int, size: int, dtype: torch.dtype
+) -> None:
+    targets = torch.from_numpy(np.random.default_rng(seed).lognormal(size=size)).to(dtype)
+    bins = TargetBins.from_targets(targets, rule)
+    expected = np.histogram_bin_edges(targets.double().numpy(), rule)
+    np.testing.assert_allclose(bins.edges.numpy(), expected, rtol=1e-12)
+    assert bins.edges[0] <= targets.min()
+    assert targets.max() <= bins.edges[-1]
+    assert bins.counts(targets).sum() == size
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.integers(-500, 500), min_size=1, max_size=60),
+    bins=st.sampled_from(["auto", "fd", 1, 5, 1000]),
+    dtype=st.sampled_from([*strategies.FLOAT_DTYPES[2:], torch.int16, torch.int64]),
+    step=st.integers(1, 10),
+)
+def test_whole_numbers_get_bins_of_as_many_each_and_edges_between_them(
+    values: list[int], bins: Any, dtype: torch.dtype, step: int
+) -> None:
+    targets = (torch.tensor(values) * step).to(dtype)
+    made = TargetBins.from_targets(targets, bins)
+    widths = made.edges.diff()
+    assert (widths == widths[0]).all()
+    assert widths[0] % step == 0 or len(set(values)) == 1
+    assert made.edges[0] < targets.min()
+    assert targets.max() < made.edges[-1]
+    if isinstance(bins, int):
+        assert len(made) <= bins
+    # No target lies on an edge: each has one whole step between two.
+    assert not np.isin(targets.double().numpy(), made.edges.numpy()).any()
+    assert made.index(targets.to(torch.float64)).equal(made.index(targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_edges_between_whole_numbers_that_half_precision_lacks_are_whole(
+    dtype: torch.dtype,
+) -> None:
+    targets = torch.arange(200, 256).to(dtype) * (16 if dtype is torch.float16 else 1)
+    bins = TargetBins.from_targets(targets, 56)
+    assert bins.counts(targets).tolist() == [1] * 56
+    assert bins.index(targets.long()).equal(bins.index(targets))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.3, -2.5, 7.0, 1e6])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_one_value_gets_one_bin(value: float, size: int) -> None:
+    targets = torch.full((size,), value)
+    bins = TargetBins.from_targets(targets, 10)
+    assert bins.counts(targets).tolist() == [size]
+
+
+def test_bins_hold_out_against_zero_inflation_and_a_heavy_tail() -> None:
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.rand(10_000, generator=generator).sub(0.8).clamp(min=0)
+    assert len(TargetBins.from_targets(zeros)) > 10
+    cauchy = torch.tan(torch.pi * (torch.rand(1_000_000, generator=generator) - 0.5))
+    assert len(TargetBins.from_targets(cauchy)) <= 2000
+    with pytest.raises(ValueError, match=r"1 to 100000 bins .* which gives \d+\. .* logarithm"):
+        TargetBins.from_targets(cauchy, "fd")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: TargetBins.from_targets(torch.ones(0)), ValueError, "`targets` to hold at least"),
+        (lambda: TargetBins.from_targets(torch.ones(2) / 0), ValueError, "`targets` to be finite"),
+        (
+            lambda: TargetBins.from_targets(torch.ones(3, 2)),
+            ValueError,
+            r"\(3, 2\)\. .* TargetGrid",
+        ),
+        (lambda: WHOLE.counts(torch.ones(3, 2)), ValueError, r"\(3, 2\)\. .* flatten"),
+        (lambda: TargetBins.from_targets(torch.rand(9), "knuth"), ValueError, "but got 'knuth'"),
+        (lambda: TargetBins.from_targets(torch.rand(9), 0), ValueError, "1 to 100000 .* got 0"),
+        (lambda: TargetBins.from_targets(torch.rand(9), 1.5), TypeError, "`bins` .* got float"),
+        (lambda: TargetBins.from_targets(torch.rand(9), True), TypeError, "`bins` .* got bool"),
+        (
+            lambda: TargetBins.from_targets(torch.linspace(1, 1.1, 50).bfloat16() + 0.0, 99),
+            ValueError,
+            "dtype that tells the edges .* apart, but got torch.bfloat16",
+        ),
+    ],
+)
+def test_bins_from_targets_that_cannot_be_had_are_refused(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_column_and_maps_are_of_one_kind() -> None:
+    targets = torch.rand(24)
+    flat = TargetBins.from_targets(targets, 5)
+    for shape in ((24, 1), (2, 3, 4), (24,)):
+        assert TargetBins.from_targets(targets.reshape(shape), 5) == flat
+        assert flat.counts(targets.reshape(shape)).equal(flat.counts(targets))
+
+
+@settings(max_examples=100, deadline=None)
+@given(low=st.integers(-1000, 1000), span=st.integers(1, 10_000), width=st.integers(1, 3000))
+def test_uniform_says_what_to_type_where_the_width_does_not_divide(
+    low: int, span: int, width: int
+) -> None:
+    try:
+        TargetBins.uniform(low / 100, (low + span) / 100, width=width / 100)
+    except ValueError as error:
+        high, fitting = re.search(r"take high=(\S+) or width=(\S+)\.$", str(error)).groups()
+        extended = TargetBins.uniform(low / 100, float(high), width=width / 100)
+        assert extended.edges[-1] >= (low + span) / 100
+        divided = TargetBins.uniform(low / 100, (low + span) / 100, width=float(fitting))
+        assert abs(len(extended) - len(divided)) <= 1

@@ -30,9 +30,9 @@ IMDB_WIKI = torch.tensor(HISTOGRAMS["imdb_wiki"]["train"])
 NYUD2 = torch.tensor(HISTOGRAMS["nyud2"]["train"])
 
 agedb_sqinv = TargetWeights.from_counts(AGES, AGEDB)
-agedb_inv = TargetWeights.from_counts(AGES, AGEDB, scheme="inv", clip=(5, 1000))
+agedb_inv = TargetWeights.from_counts(AGES, AGEDB, scheme="inv", clip_counts=(5, 1000))
 imdb_wiki_sqinv = TargetWeights.from_counts(AGES, IMDB_WIKI)
-imdb_wiki_inv = TargetWeights.from_counts(AGES, IMDB_WIKI, scheme="inv", clip=(5, 1000))
+imdb_wiki_inv = TargetWeights.from_counts(AGES, IMDB_WIKI, scheme="inv", clip_counts=(5, 1000))
 nyud2_sqinv = TargetWeights.from_counts(DEPTHS, NYUD2)
 nyud2_inv = TargetWeights.from_counts(DEPTHS, NYUD2, scheme="inv")
 
@@ -73,10 +73,10 @@ def half_digit(printed: str) -> float:
 
 VALUES: list[tuple[str, Callable[[], float], str]] = [
     ("AgeDB-DIR training images", lambda: AGEDB.sum().item(), "12208"),
-    ("AgeDB-DIR test images", lambda: agedb_test_images("All"), "2140"),
-    ("AgeDB-DIR many-shot test images", lambda: agedb_test_images("Many"), "1530"),
-    ("AgeDB-DIR medium-shot test images", lambda: agedb_test_images("Med."), "448"),
-    ("AgeDB-DIR few-shot test images", lambda: agedb_test_images("Few"), "162"),
+    ("AgeDB-DIR test images", lambda: agedb_test_images("all"), "2140"),
+    ("AgeDB-DIR many-shot test images", lambda: agedb_test_images("many"), "1530"),
+    ("AgeDB-DIR medium-shot test images", lambda: agedb_test_images("medium"), "448"),
+    ("AgeDB-DIR few-shot test images", lambda: agedb_test_images("few"), "162"),
     (
         "AgeDB-DIR raw SQINV mean",
         lambda: mean_over_samples(sqrt_inverse_weights(AGEDB), AGEDB),

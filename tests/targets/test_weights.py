@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from balanced_sam import (
+    ShotRegions,
     TargetBins,
     TargetWeights,
     inverse_weights,
@@ -26,7 +27,12 @@ from balanced_sam import (
 )
 from support import strategies
 
-schemes = st.sampled_from(["inv", "sqinv", "none"])
+# Toy targets may be all alike.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:All target weights are the same", "ignore:.* bins of .* are empty"
+)
+
+schemes = st.sampled_from(["inv", "sqinv", "none"]) | st.floats(0, 2)
 
 
 def unit_bins(counts: Tensor) -> TargetBins:
@@ -80,7 +86,7 @@ def test_weights_fall_as_counts_rise(weigh: Callable[[Tensor], Tensor], counts: 
 @pytest.mark.parametrize("weigh", [inverse_weights, sqrt_inverse_weights])
 @settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts())
-def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin(
+def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin_and_in_a_grid_of_the_rarest(
     weigh: Callable[[Tensor], Tensor], counts: Tensor
 ) -> None:
     weights = weigh(counts)
@@ -90,13 +96,16 @@ def test_empty_bin_takes_the_weight_of_the_nearest_occupied_bin(
         distance = min(abs(j - k) for j in occupied)
         nearest = [weights[j].item() for j in occupied if abs(j - k) == distance]
         assert weights[k].item() == pytest.approx(sum(nearest) / len(nearest), rel=1e-14)
+    of_grid = weigh(counts[None])[0]
+    assert torch.equal(of_grid[counts > 0], weights[counts > 0])
+    assert (of_grid[counts == 0] == weights[counts > 0].max()).all()
 
 
 @settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(), low=st.integers(1, 50), ratio=st.integers(1, 50))
 def test_inverse_weights_clip_the_counts(counts: Tensor, low: int, ratio: int) -> None:
     occupied = counts > 0
-    clipped = inverse_weights(counts, clip=(low, low * ratio))[occupied].numpy()
+    clipped = inverse_weights(counts, clip_counts=(low, low * ratio))[occupied].numpy()
     n = counts[occupied].double().numpy()
     np.testing.assert_allclose(clipped, 1 / np.clip(n, low, low * ratio), rtol=1e-14)
 
@@ -138,9 +147,87 @@ def test_raw_scale_is_that_of_the_formulas(counts: Tensor) -> None:
     make = partial(TargetWeights.from_counts, unit_bins(counts), counts, normalize=False)
     assert torch.equal(make().bin_weights, sqrt_inverse_weights(counts).float())
     assert torch.equal(make(scheme="inv").bin_weights, inverse_weights(counts).float())
-    clipped = inverse_weights(counts, clip=(5, 1000)).float()
-    assert torch.equal(make(scheme="inv", clip=(5, 1000)).bin_weights, clipped)
+    clipped = inverse_weights(counts, clip_counts=(5, 1000)).float()
+    assert torch.equal(make(scheme="inv", clip_counts=(5, 1000)).bin_weights, clipped)
     assert torch.equal(make(scheme="none").bin_weights, torch.ones(len(counts)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=strategies.counts(), a=st.floats(0, 2))
+def test_scheme_is_the_exponent_that_its_name_stands_for(counts: Tensor, a: float) -> None:
+    make = partial(TargetWeights.from_counts, unit_bins(counts), counts, normalize=False)
+    for name, exponent in {"none": 0, "sqinv": 0.5, "inv": 1}.items():
+        for smoothing in (None, smooth_counts):
+            named = make(scheme=name, smoothing=smoothing).bin_weights
+            assert torch.equal(make(scheme=exponent, smoothing=smoothing).bin_weights, named)
+    occupied = counts > 0
+    expected = counts[occupied].double().numpy() ** -a
+    actual = make(scheme=a).bin_weights[occupied].numpy()
+    np.testing.assert_allclose(actual, expected.astype(np.float32), rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=strategies.counts(min_bins=2), factor=st.sampled_from([0.5, 3.0]), data=st.data())
+def test_between_unequal_widths_the_count_per_mean_width_decides(
+    counts: Tensor, factor: float, data: st.DataObject
+) -> None:
+    widths = data.draw(
+        st.lists(st.sampled_from([1, 2, 8]), min_size=len(counts), max_size=len(counts))
+    )
+    bins = TargetBins(np.cumsum([0, *widths]).tolist())
+    density = counts.double() / torch.tensor(widths) * np.mean(widths)
+    weights = TargetWeights.from_counts(bins, counts, normalize=False)
+    torch.testing.assert_close(weights.bin_weights, sqrt_inverse_weights(density).float())
+    regions = ShotRegions.from_counts(bins, counts)
+    assert regions.labels == ShotRegions.from_counts(unit_bins(counts), density).labels
+    assert ShotRegions.from_weights(weights) == regions
+    # The unit of the target changes nothing.
+    scaled = TargetBins((bins.edges * factor).tolist())
+    other = TargetWeights.from_counts(scaled, counts, normalize=False)
+    torch.testing.assert_close(other.bin_weights, weights.bin_weights)
+
+
+def test_quantile_bins_call_the_tail_rare_and_log_bins_do_not_call_the_lowest_rare() -> None:
+    torch.manual_seed(0)
+    targets = torch.distributions.Exponential(1 / 200).sample((20_000,)).double()
+    quantiles = TargetBins(torch.quantile(targets, torch.linspace(0, 1, 21).double()))
+    logarithmic = TargetBins(torch.logspace(0, 4.3, 30, dtype=torch.float64))
+    for bins in (quantiles, logarithmic):
+        weights = TargetWeights.from_targets(targets, bins)(targets)
+        assert weights[targets > 1000].min() > weights[targets < 300].max()
+
+
+def test_uniform_bins_whose_edges_are_rounded_weigh_by_the_counts_themselves() -> None:
+    bins, counts = TargetBins.uniform(0, 10, width=0.1), torch.arange(1, 101)
+    weights = TargetWeights.from_counts(bins, counts, normalize=False)
+    assert torch.equal(weights.bin_weights, sqrt_inverse_weights(counts).float())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("targets", "bins", "message"),
+    [
+        (torch.full((9,), 3.0), None, "All target weights are the same over TargetBins.1 bins"),
+        (torch.arange(6.0), TargetBins([0, 2, 4, 6]), "All target weights are the same"),
+        (torch.tensor([0.5, 0.5, 9.5]), TargetBins.uniform(0, 10, width=1), "8 bins of .* empty"),
+    ],
+)
+def test_bins_that_say_nothing_of_what_is_rare_are_warned_of(
+    targets: Tensor, bins: TargetBins | None, message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message) as warned:
+        TargetWeights.from_targets(targets, bins)
+    assert warned[0].filename == __file__
+    if "All" in message:
+        TargetWeights.from_targets(targets, bins, scheme="none")
+
+
+@pytest.mark.filterwarnings("error")
+def test_targets_alone_give_weights_over_bins_from_the_data() -> None:
+    targets = torch.cat([torch.rand(900), 1 + torch.rand(100)])
+    weights = TargetWeights.from_targets(targets)
+    assert weights.bins == TargetBins.from_targets(targets)
+    assert weights(torch.tensor(1.5)) > 2 * weights(torch.tensor(0.5))
 
 
 @settings(max_examples=30, deadline=None)
@@ -182,7 +269,7 @@ def test_inv_with_lds_is_one_over_the_smoothed_clipped_counts(counts: Tensor) ->
         unit_bins(counts),
         counts,
         scheme="inv",
-        clip=(5, 1000),
+        clip_counts=(5, 1000),
         smoothing=partial(smooth_counts, boundary="reflect"),
         normalize=False,
     )
@@ -431,12 +518,27 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (lambda: inverse_weights(-ONES), ValueError, "`counts` to be non-negative, .* -1.0 in bin"),
         (lambda: inverse_weights(ONES * NAN), ValueError, "`counts` to be finite"),
         (lambda: inverse_weights(ONES[:0]), ValueError, "`counts` to hold at least one value"),
-        (lambda: inverse_weights(torch.ones(2, 1)), ValueError, r"\(B,\), but got \(2, 1\)"),
-        (lambda: inverse_weights(ONES, clip=5), ValueError, "`clip` .* but got 5"),
-        (lambda: inverse_weights(ONES, clip=(1, 2, 3)), ValueError, "`clip` .* but got "),
-        (lambda: inverse_weights(ONES, clip=(0, 1)), ValueError, r"`clip` .* but got \(0, 1\)"),
-        (lambda: inverse_weights(ONES, clip=(3, 2)), ValueError, r"`clip` .* but got \(3, 2\)"),
-        (lambda: inverse_weights(ONES, clip=(NAN, 2)), ValueError, r"`clip` .* but got \(nan, 2\)"),
+        (lambda: inverse_weights(ONES, clip_counts=5), ValueError, "`clip_counts` .* but got 5"),
+        (
+            lambda: inverse_weights(ONES, clip_counts=(1, 2, 3)),
+            ValueError,
+            "`clip_counts` .* but got ",
+        ),
+        (
+            lambda: inverse_weights(ONES, clip_counts=(0, 1)),
+            ValueError,
+            r"`clip_counts` .* but got \(0, 1\)",
+        ),
+        (
+            lambda: inverse_weights(ONES, clip_counts=(3, 2)),
+            ValueError,
+            r"`clip_counts` .* but got \(3, 2\)",
+        ),
+        (
+            lambda: inverse_weights(ONES, clip_counts=(NAN, 2)),
+            ValueError,
+            r"`clip_counts` .* but got \(nan, 2\)",
+        ),
         (lambda: sqrt_inverse_weights(ONES * 0), ValueError, "at least one sample, but got all ze"),
         (lambda: sqrt_inverse_weights(-ONES), ValueError, "`counts` to be non-negative"),
         (lambda: TargetWeights(BINS, torch.ones(3), ONES), ValueError, r"`counts` .*\(2,\), one a"),
@@ -475,9 +577,9 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             "`bins` to be TargetBins",
         ),
         (
-            lambda: TargetWeights.from_targets(ONES, None),
+            lambda: TargetWeights.from_targets(ONES, [0, 1, 2]),
             TypeError,
-            "`bins` to be TargetBins",
+            "`bins` to be TargetBins or TargetGrid",
         ),
         (
             lambda: TargetWeights.from_counts(None, ONES),
@@ -496,12 +598,21 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             r"`smoothing\(counts\)` to be non-negative, but got -1.0 in bin 0",
         ),
         (lambda: from_counts(scheme="lds"), ValueError, "`scheme` to be one of .* but got 'lds'"),
-        (lambda: from_counts(clip=(5, 1000)), ValueError, "`clip` with scheme='inv' only, .*sqinv"),
-        (lambda: from_counts(scheme="inv", clip=(2, 1)), ValueError, r"`clip` .* but got \(2, 1\)"),
         (
-            lambda: from_counts(scheme="none", smoothing=smooth_counts),
+            lambda: from_counts(scheme=-0.5),
             ValueError,
-            "`smoothing` with a scheme, but got scheme='none'",
+            "an exponent of 0 or more, but got scheme=-",
+        ),
+        (
+            lambda: from_counts(scheme=NAN),
+            ValueError,
+            "an exponent of 0 or more, but got scheme=nan",
+        ),
+        (lambda: from_counts(scheme=True), ValueError, "`scheme` to be one of .* but got True"),
+        (
+            lambda: from_counts(scheme="inv", clip_counts=(2, 1)),
+            ValueError,
+            r"`clip_counts` .* but got \(2, 1\)",
         ),
         (
             lambda: from_counts(smoothing=lambda counts: counts[:1]),
