@@ -80,7 +80,7 @@ def face_dataset(
         augmentation=_augmentation,
         download=download,
         check=partial(check, counts=per_year, regions=regions),
-        inv_clip=(5, 1000),
+        clip_counts=(5, 1000),
         mean_weight=(train.double().sqrt().sum() / train.sum()).item(),
     )
 

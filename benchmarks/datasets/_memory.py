@@ -5,7 +5,7 @@ import hashlib
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from balanced_sam import TargetBins
+from balanced_sam import TargetBins, TargetGrid
 from benchmarks.experiment.dataset import Splits
 
 Pair = tuple[Tensor, Tensor]
@@ -30,13 +30,15 @@ class Samples(Dataset[Pair]):
         return self.inputs[index % len(self)], self.targets[index % len(self)]
 
 
-def in_memory(train: Pair, validation: Pair, test: Pair, bins: TargetBins) -> Splits:
+def in_memory(train: Pair, validation: Pair, test: Pair, bins: TargetBins | TargetGrid) -> Splits:
     """Return the splits of data in memory; a target that is NaN does not count."""
     digest = hashlib.sha256()
     for pair in (train, validation, test):
         for tensor in pair:
             digest.update(tensor.numpy().tobytes())
-    train_targets = train[1][~train[1].isnan()]
+    train_targets = train[1]
+    if isinstance(bins, TargetBins):
+        train_targets = train_targets[~train_targets.isnan()]
     return Splits(
         train=Samples(*train),
         validation=Samples(*validation),

@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from balanced_sam import ShotRegions, TargetBins
+from balanced_sam import ShotRegions, TargetBins, TargetGrid
 from benchmarks.experiment.recipe import Recipe
 
-REGIONS = {"Many": "many", "Med.": "medium", "Few": "few"}
-"""The regions as tables and as ``ShotRegions`` name them."""
+REGIONS = ("all", "many", "medium", "few")
+"""What errors are taken on: all targets and each of the ``ShotRegions``."""
 
 
 class Split(Protocol):
@@ -58,7 +58,7 @@ class Dataset:
     target: str
     """What the target is, with its unit: the axis label of a plot."""
     unit: str
-    bins: TargetBins
+    bins: TargetBins | TargetGrid
     regions: ShotRegions
     counts: dict[str, Tensor]
     """Targets per bin of the full data set, as far as they are published, by split."""
@@ -83,7 +83,7 @@ class Dataset:
     """Fetch below a folder what may be fetched."""
     check: Callable[[Splits], None] | None = None
     """Raise ``ValueError`` at the first count that is not that of the full data set."""
-    inv_clip: tuple[float, float] | None = None
+    clip_counts: tuple[float, float] | None = None
     """Bounds of the counts for INV weights."""
     lds_scheme: Literal["inv", "sqinv"] = "sqinv"
     """The weights that LDS takes of smoothed counts."""

@@ -34,5 +34,5 @@ def _counts(dataset: Dataset, split: Split) -> str:
     if targets is None:
         return samples
     counted = targets[~targets.isnan()]
-    regions = (f"{r} {int(dataset.regions.mask(counted, r).sum())}" for r in REGIONS.values())
+    regions = (f"{r} {int(dataset.regions.mask(counted, r).sum())}" for r in REGIONS[1:])
     return f"{samples}, {', '.join(regions)}"

@@ -92,7 +92,7 @@ def _make_weighted(
         splits.train_counts,
         scheme=scheme,
         smoothing=partial(smooth_of, dataset=dataset) if smoothed else None,
-        clip=dataset.inv_clip if scheme == "inv" else None,
+        clip_counts=dataset.clip_counts if scheme == "inv" else None,
         normalize=recipe.normalized or raw,
     )
     if raw:

@@ -13,7 +13,7 @@ REFERENCE = "bsam"
 VARIANTS = METHODS[METHODS.index(REFERENCE) + 1 :]
 HALF = "half"
 """Folder of the records of half as many epochs."""
-REGIONS = ("All", "Few")
+REGIONS = ("all", "few")
 AS_CHEAP = 1.03
 """Trainings cost the same if their seconds differ by less, which is about what rounds differ by."""
 MOST_SECONDS = 1.3

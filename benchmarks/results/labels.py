@@ -10,7 +10,7 @@ from torch import Tensor
 from balanced_sam import TargetWeights
 from benchmarks.experiment.dataset import REGIONS, Dataset
 from benchmarks.methods._losses import smooth_of
-from benchmarks.results.tables import markdown
+from benchmarks.results.tables import TITLES, markdown
 
 Weighting = tuple[
     str,
@@ -40,14 +40,16 @@ def describe(dataset: Dataset, counts: Tensor) -> str:
     """
     labels = dataset.regions.labels
     rows = [["Region", "Bins", "Training targets", "Share"]]
-    for title, region in REGIONS.items():
+    for region in REGIONS[1:]:
         inside = [i for i, label in enumerate(labels) if label == region and counts[i] > 0]
         number = int(counts[inside].sum())
-        rows.append([title, str(len(inside)), f"{number:,}", f"{number / counts.sum():.2%}"])
+        rows.append(
+            [TITLES[region], str(len(inside)), f"{number:,}", f"{number / counts.sum():.2%}"]
+        )
     weights = [["Weights, mean 1", "Lowest", "Highest", "Effective sample fraction"]]
     for title, scheme, clip, smoothing in _weightings(dataset):
         per_bin = TargetWeights.from_counts(
-            dataset.bins, counts, scheme=scheme, clip=clip, smoothing=smoothing
+            dataset.bins, counts, scheme=scheme, clip_counts=clip, smoothing=smoothing
         ).bin_weights.double()
         used = per_bin[counts > 0]
         fraction = (counts * per_bin).sum() ** 2 / counts.sum() / (counts * per_bin**2).sum()
@@ -58,11 +60,11 @@ def describe(dataset: Dataset, counts: Tensor) -> str:
 def _weightings(dataset: Dataset) -> list[Weighting]:
     """Return title, scheme, bounds of the counts and smoothing of each weighting."""
     listed: list[Weighting] = [("SQINV", "sqinv", None, None), ("INV", "inv", None, None)]
-    if dataset.inv_clip is not None:
-        low, high = dataset.inv_clip
+    if dataset.clip_counts is not None:
+        low, high = dataset.clip_counts
         title = f"INV, counts clipped to {low:g} to {high:g}"
-        listed.append((title, "inv", dataset.inv_clip, None))
+        listed.append((title, "inv", dataset.clip_counts, None))
     scheme = dataset.lds_scheme
     smoothing = partial(smooth_of, dataset=dataset)
-    clip = dataset.inv_clip if scheme == "inv" else None
+    clip = dataset.clip_counts if scheme == "inv" else None
     return [*listed, (f"LDS ({scheme.upper()})", scheme, clip, smoothing)]

@@ -37,7 +37,7 @@ COLORS = {
     "bsam_quarter": "#009E73",
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
-REGION_TITLES = {"All": "All targets", "Few": "Few-shot targets"}
+REGION_TITLES = {"all": "All targets", "few": "Few-shot targets"}
 SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
@@ -62,9 +62,7 @@ def error_by_target(results: Results, *, methods: tuple[str, ...] = METHODS) -> 
     metric = dataset.metrics[0]
     spare = iter(OTHER_COLORS * 3)
     for method in drawn:
-        runs = [
-            run.results[results.selection]["per_bin"][metric] for run in results.records[method]
-        ]
+        runs = [run.results[results.selection]["by_bin"][metric] for run in results.records[method]]
         centers, errors = _over_bins(dataset, runs)
         label = f"{get_method(method).title} ({len(runs)} seeds)"
         color = COLORS.get(method) or next(spare)
@@ -94,7 +92,7 @@ def rho_sweep(name: str) -> Figure:
     dataset = get_dataset(name)
     choices = json.loads((COMMITTED / name / "tuning.json").read_text())
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axes, region in zip(panels, ("All", "Few"), strict=True):
+    for axes, region in zip(panels, ("all", "few"), strict=True):
         for method in ("sam", "bsam"):
             rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
             axes.plot(

@@ -85,7 +85,7 @@ class Results:
 
         Args:
             method: The method.
-            region: ``"All"`` or one of the regions.
+            region: ``"all"`` or one of the regions.
             beside: Another method: only the seeds that it has, too.
         """
         seeds = self.seeds(method, beside or method)

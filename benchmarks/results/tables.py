@@ -15,7 +15,7 @@ from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import fronts
 from benchmarks.results.results import Interval, Results, committed, place
 
-ALL_REGIONS = ("All", *REGIONS)
+TITLES = {"all": "All", "many": "Many", "medium": "Med.", "few": "Few"}
 REFERENCES = ("vanilla", "sqinv")
 CLAIMS = (
     *(("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam"), ("bsam", "bsam_descent_only")),
@@ -43,9 +43,9 @@ def summary(results: Results, methods: str = "") -> str:
     beside = paper["metric"] == results.metric
     title = paper["title"] + (", test-selected" if paper.get("test_selected") else "")
     heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
-    rows = [["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *ALL_REGIONS, *heads]]
+    rows = [["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *TITLES.values(), *heads]]
     for method in _chosen(results, methods):
-        cells = [_mean_and_deviation(results, method, region) for region in ALL_REGIONS]
+        cells = [_mean_and_deviation(results, method, region) for region in REGIONS]
         if beside:
             values = paper["rows"].get(method, [None] * 4)
             cells += [_figure(values[0]), _figure(values[3])]
@@ -61,11 +61,11 @@ def differences(results: Results, reference: str, methods: str = "") -> str:
 
     ``methods`` are as in :func:`summary`.
     """
-    rows = [[f"Difference to {get_method(reference).title}", "Seeds", *ALL_REGIONS]]
+    rows = [[f"Difference to {get_method(reference).title}", "Seeds", *TITLES.values()]]
     for method in _chosen(results, methods):
         seeds = results.seeds(method, reference)
         if method != reference and seeds:
-            cells = [_difference_cell(results, method, reference, r) for r in ALL_REGIONS]
+            cells = [_difference_cell(results, method, reference, r) for r in REGIONS]
             rows.append([get_method(method).title, str(len(seeds)), *cells])
     return markdown(rows)
 
@@ -73,14 +73,14 @@ def differences(results: Results, reference: str, methods: str = "") -> str:
 def claims(results: Results) -> str:
     """Return what BSAM gains over its controls, and whether the gain survives its interval."""
     rows = [["Comparison", "Seeds"]]
-    for region in ("All", "Few"):
-        rows[0] += [f"{results.metric}, {region}", "Relative", "Survives"]
+    for region in ("all", "few"):
+        rows[0] += [f"{results.metric}, {TITLES[region]}", "Relative", "Survives"]
     for method, reference in CLAIMS:
         seeds = results.seeds(method, reference)
         if not seeds:
             continue
         row = [f"{get_method(method).title} − {get_method(reference).title}", str(len(seeds))]
-        for region in ("All", "Few"):
+        for region in ("all", "few"):
             row += _claim(results, method, reference, region)
         rows.append(row)
     rows += _published_claims(results)
@@ -92,7 +92,7 @@ def front(results: Results) -> str:
     points = fronts.points(results.name, results.selection)
     rows = [["Training", "Epochs", "Seeds", "Seconds × SQINV"]]
     for region in fronts.REGIONS:
-        rows[0] += [f"{results.metric}, {region}", "On the front", "Corrected"]
+        rows[0] += [f"{results.metric}, {TITLES[region]}", "On the front", "Corrected"]
     for point in points:
         title = get_method(point.method).title
         row = [title, str(point.epochs), str(point.seeds), f"{point.cost:.2f}"]
@@ -121,7 +121,7 @@ def costs(dataset: str) -> str:
 
 def goal(results: Results) -> str:
     """Return how near the cheaper variants come to BSAM, in percent of its error."""
-    heads = [f"{results.metric}, {region}" for region in fronts.REGIONS]
+    heads = [f"{results.metric}, {TITLES[region]}" for region in fronts.REGIONS]
     rows = [["Difference to BSAM", "Seeds", "Seconds × SQINV", *heads, "Within the goal"]]
     for entry in fronts.goals(results):
         cells = [
@@ -136,7 +136,9 @@ def goal(results: Results) -> str:
 def published(name: str) -> str:
     """Return the published figures of a data set, with their source."""
     table = _published(name)
-    rows = [[f"Published, {table['title']}, {table['metric']} in {table['unit']}", *ALL_REGIONS]]
+    rows = [
+        [f"Published, {table['title']}, {table['metric']} in {table['unit']}", *TITLES.values()]
+    ]
     for method, values in table["rows"].items():
         title = get_method(method).title if method in method_names() else method
         rows.append([title, *map(_figure, values)])
@@ -147,8 +149,8 @@ def tuning(dataset: str, method: str = "") -> str:
     """Return the validation errors that the recipe was chosen by, of one method or of all."""
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
-    columns = [(epoch, region) for epoch in ("best", "last") for region in ("All", "Few")]
-    rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {r}" for e, r in columns)]]
+    columns = [(epoch, region) for epoch in ("best", "last") for region in ("all", "few")]
+    rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {TITLES[r]}" for e, r in columns)]]
     for name in [method] if method else sorted(choices, key=place):
         for setting, row in choices[name].items():
             cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]

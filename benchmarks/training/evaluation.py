@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from balanced_sam import TargetBins, TargetGrid
 from benchmarks.experiment.dataset import REGIONS, Dataset
 from benchmarks.experiment.record import Record
 
@@ -31,19 +32,16 @@ class Evaluation:
 
         self._dataset = dataset
         self._metrics = RegionMetrics(dataset.regions)
-        self._bin_sums = torch.zeros(2, len(dataset.bins), dtype=torch.float64)
         self._samples: dict[str, list[Any]] = {}
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Take up a batch; a target that is NaN does not count."""
-        counted = ~targets.isnan()
         self._metrics.to(targets.device)
-        self._metrics.update(predictions[counted], targets[counted])
-        self._add_to_bins(predictions[counted], targets[counted])
-        if targets.dim() == 1:
-            sample = {"predictions": predictions, "targets": targets}
-        else:
+        self._metrics.update(*counted(predictions, targets, self._dataset))
+        if is_map(targets, self._dataset):
             sample = self._sums_per_map(predictions, targets)
+        else:
+            sample = {"predictions": predictions, "targets": targets}
         # As Python's numbers: small tensors that stay between large ones that go would keep the
         # allocator from giving those back.
         for name, values in sample.items():
@@ -58,17 +56,14 @@ class Evaluation:
 
     def result(self) -> dict[str, Any]:
         """Return the metrics per region and per bin."""
-        counts, sums = self._bin_sums
-        errors = sums / counts
-        name = self._dataset.metrics[0]
-        per_bin = errors.sqrt() if name == "RMSE" else errors
-        regions = self._metrics.report().to_dict()
+        report, name = self._metrics.report(), self._dataset.metrics[0]
+        by_bin = np.ravel(report.by_bin[name]).tolist()
         return {
             "regions": {
                 region: {metric: or_none(value) for metric, value in row.items()}
-                for region, row in regions.items()
+                for region, row in report.rows.items()
             },
-            "per_bin": {name: [or_none(error, digits=4) for error in per_bin.tolist()]},
+            "by_bin": {name: [or_none(error, digits=4) for error in by_bin]},
         }
 
     def _column(self, name: str) -> list[Any]:
@@ -76,17 +71,6 @@ class Evaluation:
         values = np.array(self._samples[name])
         column: list[Any] = (values if name == "counts" else values.round(3)).T.tolist()
         return column
-
-    def _add_to_bins(self, predictions: Tensor, targets: Tensor) -> None:
-        """Add the errors to the sums per bin."""
-        errors = (predictions.double() - targets.double()).abs()
-        if self._dataset.metrics[0] == "RMSE":
-            errors = errors.square()
-        index = self._dataset.bins.index(targets)
-        ones = torch.ones_like(errors)
-        size = len(self._dataset.bins)
-        sums = [torch.bincount(index, weights, size) for weights in (ones, errors)]
-        self._bin_sums += torch.stack(sums).cpu()
 
     def _sums_per_map(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return each map's pixels, squared errors and hits per region, shapes ``(3, N)``."""
@@ -96,7 +80,7 @@ class Evaluation:
         masks = torch.stack(
             [
                 self._dataset.regions.mask(targets.nan_to_num(), region) & ~targets.isnan()
-                for region in REGIONS.values()
+                for region in REGIONS[1:]
             ]
         )
         pixels = (-2, -1)
@@ -105,6 +89,19 @@ class Evaluation:
             "squared": torch.where(masks, squared, 0.0).sum(pixels),
             "hits": (masks & hits).sum(pixels),
         }
+
+
+def is_map(targets: Tensor, dataset: Dataset) -> bool:
+    """Return whether a sample has a map of targets of one kind."""
+    return targets.dim() > 1 and isinstance(dataset.bins, TargetBins)
+
+
+def counted(predictions: Tensor, targets: Tensor, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return both without the targets that are NaN, of maps as vectors."""
+    if isinstance(dataset.bins, TargetGrid):
+        return predictions, targets
+    is_counted = ~targets.isnan()
+    return predictions[is_counted], targets[is_counted]
 
 
 def or_none(value: float, *, digits: int | None = None) -> float | None:
@@ -123,7 +120,7 @@ def sample_sums(
         record: A run.
         dataset: Its data set.
         selection: An entry of the record's results.
-        region: ``"All"``, ``"Many"``, ``"Med."`` or ``"Few"``.
+        region: ``"all"``, ``"many"``, ``"medium"`` or ``"few"``.
         metric: ``"MAE"``, ``"GM"`` or ``"RMSE"`` of vectors, ``"RMSE"`` or ``"delta_1"`` of maps.
 
     Returns:
@@ -131,16 +128,17 @@ def sample_sums(
         how many targets, shape ``(N,)``.
     """
     if "counts" in record.samples:
-        rows = slice(None) if region == "All" else [list(REGIONS).index(region)]
+        rows = slice(None) if region == "all" else [REGIONS.index(region) - 1]
         counts = np.array(record.samples["counts"], dtype=float)
         sums = np.array(record.samples[f"{selection}.{_MAP_METRICS[metric]}"], dtype=float)
         return sums[rows].sum(axis=0), counts[rows].sum(axis=0)
     targets = np.array(record.samples["targets"])
     errors = np.abs(np.array(record.samples[f"{selection}.predictions"]) - targets)
+    errors = errors.reshape(len(targets), -1)  # one column an output
     mask = np.ones(len(targets), dtype=bool)
-    if region != "All":
-        mask = dataset.regions.mask(torch.from_numpy(targets), REGIONS[region]).numpy()
-    return _of_errors(errors[mask], metric), np.ones(mask.sum())
+    if region != "all":
+        mask = dataset.regions.mask(torch.from_numpy(targets), region).numpy()
+    return _of_errors(errors[mask], metric).mean(axis=1), np.ones(mask.sum())
 
 
 def _of_errors(errors: Array, metric: str) -> Array:

@@ -16,7 +16,7 @@ from balanced_sam.torchmetrics import RegionMetrics
 from benchmarks.experiment.dataset import REGIONS, Dataset, Splits
 from benchmarks.experiment.method import Stage
 from benchmarks.experiment.recipe import Recipe
-from benchmarks.training.evaluation import Evaluation
+from benchmarks.training.evaluation import Evaluation, counted
 
 WATCHED = ("validation", "test")
 """The splits whose error is logged after each epoch: the second one for some data sets only."""
@@ -78,8 +78,7 @@ class Regression(lightning.LightningModule):
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the error on a split."""
         predictions, targets = self._predict(batch)
-        counted = ~targets.isnan()
-        self.watched[dataloader_idx].update(predictions[counted], targets[counted])
+        self.watched[dataloader_idx].update(*counted(predictions, targets, self.dataset))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics per region of each split that was seen."""
@@ -87,7 +86,7 @@ class Regression(lightning.LightningModule):
             if metrics.update_called:
                 values = metrics.compute()
                 metrics.reset()
-                for name in (f"{r}/{m}" for m in self.dataset.metrics for r in ("All", *REGIONS)):
+                for name in (f"{r}/{m}" for m in self.dataset.metrics for r in REGIONS):
                     self.log(f"{split}/{name}", values[name])
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:

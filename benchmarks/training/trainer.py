@@ -128,7 +128,7 @@ def _trainer(
 
 def _checkpoints(dataset: Dataset, folder: Path) -> dict[str, ModelCheckpoint]:
     """Return what keeps the network of each selection: the best epoch's, and the last one's."""
-    error = f"All/{dataset.metrics[0]}"
+    error = f"all/{dataset.metrics[0]}"
     monitors: dict[str, str | None] = {"best_validation": f"validation/{error}"}
     if dataset.test_selection:
         monitors["best_test"] = f"test/{error}"

@@ -57,8 +57,8 @@ def _summary(records: list[Record]) -> dict[str, Any]:
     return {
         "recipe": records[0].recipe,
         "seeds": [record.seed for record in records],
-        "best": {region: _mean(best, f"{region}/{metric}") for region in ("All", "Few")},
-        "last": {region: _mean(last, f"{region}/{metric}") for region in ("All", "Few")},
+        "best": {region: _mean(best, f"{region}/{metric}") for region in ("all", "few")},
+        "last": {region: _mean(last, f"{region}/{metric}") for region in ("all", "few")},
     }
 
 

@@ -108,7 +108,7 @@ def test_every_method_and_every_data_set_run_on_a_miniature(
     assert [int(epoch["stage"]) for epoch in record.history] == [
         stage for stage, number in enumerate(epochs) for _ in range(number)
     ]
-    error = f"All/{about.metrics[0]}"
+    error = f"all/{about.metrics[0]}"
     last_stage = [epoch[f"validation/{error}"] for epoch in record.history][-epochs[-1] :]
     assert record.best_epoch == sum(epochs[:-1]) + int(np.argmin(last_stage))
     write_record(tmp_path / "record.json", record)
@@ -174,7 +174,7 @@ def test_bsam_trains_the_real_network(name: str, tmp_path: Path) -> None:
     dataset.write_miniature(tmp_path / "data")
     splits = dataset.load(tmp_path / "data")
     record = train(short(name, "bsam", epochs=1), splits, 0, folder=tmp_path / "run")
-    assert np.isfinite(record.results["last_epoch"]["regions"]["All"][dataset.metrics[0]])
+    assert np.isfinite(record.results["last_epoch"]["regions"]["all"][dataset.metrics[0]])
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -233,7 +233,7 @@ def a_record(**changes: Any) -> Record:
         method="vanilla",
         seed=0,
         recipe=plan("rotated_digits", "vanilla").description,
-        history=[{"validation/All/MAE": 1.0}],
+        history=[{"validation/all/MAE": 1.0}],
         best_epoch=0,
         results={},
         passes=1,
@@ -498,7 +498,7 @@ class TestCommittedRecords:
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
         name, records = committed
-        error = f"validation/All/{get_dataset(name).metrics[0]}"
+        error = f"validation/all/{get_dataset(name).metrics[0]}"
         for run in (run for runs in records.values() for run in runs):
             first = sum(run.recipe["stage_epochs"][:-1])
             errors = [epoch[error] for epoch in run.history[first:]]
@@ -528,7 +528,7 @@ class TestCommittedRecords:
                 # The others are chosen among the runs with the chosen learning rate.
                 if entry == "lr" or row["recipe"]["lr"] == lr:
                     value = row["recipe"][entry]
-                    error[value] = error.get(value, 0) + row["best"]["All"]
+                    error[value] = error.get(value, 0) + row["best"]["all"]
             assert len(error) > 2
             assert chosen == {min(error, key=error.__getitem__)}
 
@@ -557,7 +557,7 @@ def test_tables_are_filled_between_their_markers() -> None:
 
 def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
     runs = read_records(COMMITTED, "rotated_digits")["bsam"]
-    values = [run.results["best_validation"]["regions"]["Few"]["MAE"] for run in runs]
+    values = [run.results["best_validation"]["regions"]["few"]["MAE"] for run in runs]
     table = tables.summary(Results("rotated_digits", selection="best_validation", metric="MAE"))
     row = next(line for line in table.splitlines() if line.startswith("| BSAM  "))
     cells = [cell.strip() for cell in row.split("|")]

@@ -70,12 +70,12 @@ def point(cost: float, error: float, *, to_cheaper: tuple[Interval, ...] = ()) -
 
 def test_on_the_front_is_what_no_cheaper_point_matches() -> None:
     points = (point(0.5, 3.0), point(1.0, 2.0), point(1.3, 2.0), point(2.0, 1.0))
-    assert [is_lowest(p, points, "All") for p in points] == [True, True, False, True]
+    assert [is_lowest(p, points, "all") for p in points] == [True, True, False, True]
 
 
 def test_points_that_differ_by_the_noise_of_the_clock_are_compared_both_ways() -> None:
     points = (point(1.0, 3.0), point(1.02, 2.0), point(1.04, 1.0))
-    assert [is_lowest(p, points, "All") for p in points] == [False, False, True]
+    assert [is_lowest(p, points, "all") for p in points] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_points_that_differ_by_the_noise_of_the_clock_are_compared_both_ways() -
 def test_verdict_counts_what_is_certain_alone(
     intervals: tuple[Interval, ...], expected: str
 ) -> None:
-    assert verdict(point(1.0, 1.0, to_cheaper=intervals), "Few") == expected
+    assert verdict(point(1.0, 1.0, to_cheaper=intervals), "few") == expected
 
 
 @pytest.mark.parametrize("dataset", EMBEDDED)
@@ -120,7 +120,7 @@ class TestCommitted:
                 assert value == plain[0]
                 assert low < plain[1]
                 assert high > plain[2]
-        assert verdict(points[0], "All") == "cheapest"
+        assert verdict(points[0], "all") == "cheapest"
 
     def test_a_goal_is_reached_if_cost_and_every_interval_allow_it(
         self, dataset: str, selection: str

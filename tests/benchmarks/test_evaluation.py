@@ -86,7 +86,7 @@ def test_errors_per_bin_are_those_of_the_bins_targets(
     counted = ~targets.isnan()
     index = dataset.bins.index(targets[counted])
     errors = (predictions - targets)[counted]
-    for k, value in enumerate(evaluation.result()["per_bin"][metric]):
+    for k, value in enumerate(evaluation.result()["by_bin"][metric]):
         inside = errors[index == k].double()
         if len(inside) == 0:
             assert value is None
@@ -120,7 +120,7 @@ for batch in range(200):
     targets = 0.7 + 9.2 * torch.rand(33, 31, 43)
     evaluation.update(targets + torch.randn(targets.shape), targets)
     if batch in (19, 199):
-        assert evaluation.result()["regions"]["All"]["count"] == (batch + 1) * targets.numel()
+        assert evaluation.result()["regions"]["all"]["count"] == (batch + 1) * targets.numel()
         peaks.append(peak_mebibytes())
 print(peaks[1] - peaks[0])
 """
@@ -137,10 +137,10 @@ def test_ten_times_the_pixels_of_nyud2_take_no_more_memory() -> None:
 def test_a_region_without_targets_is_nan_and_counts_nothing() -> None:
     evaluation = Evaluation(AGES)
     evaluation.update(torch.tensor([31.0]), torch.tensor([30.0]))
-    few = evaluation.result()["regions"]["Few"]
+    few = evaluation.result()["regions"]["few"]
     assert few["count"] == 0
     assert few["MAE"] is None
-    sums, counts = sample_sums(a_record(evaluation), AGES, "last_epoch", "Few", "MAE")
+    sums, counts = sample_sums(a_record(evaluation), AGES, "last_epoch", "few", "MAE")
     assert len(sums) == len(counts) == 0
 
 
@@ -148,4 +148,4 @@ def test_a_dataset_chooses_what_is_reported_per_bin() -> None:
     both = dataclasses.replace(AGES, metrics=("RMSE",))
     evaluation = Evaluation(both)
     evaluation.update(torch.tensor([33.0, 26.0]), torch.tensor([30.0, 30.0]))
-    assert evaluation.result()["per_bin"]["RMSE"][30] == pytest.approx(math.sqrt(12.5), abs=1e-4)
+    assert evaluation.result()["by_bin"]["RMSE"][30] == pytest.approx(math.sqrt(12.5), abs=1e-4)

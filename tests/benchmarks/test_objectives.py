@@ -190,13 +190,13 @@ def test_weighted_loss_takes_the_weights_of_the_training_counts(
     scheme: Any, normalized: bool
 ) -> None:
     clip = (5.0, 25.0)
-    dataset = dataclasses.replace(DATASET, inv_clip=clip)
+    dataset = dataclasses.replace(DATASET, clip_counts=clip)
     recipe = dataclasses.replace(RECIPE, normalized=normalized)
     expected = TargetWeights.from_counts(
         BINS,
         BINS.counts(TARGETS),
         scheme=scheme,
-        clip=clip if scheme == "inv" else None,
+        clip_counts=clip if scheme == "inv" else None,
         # On the raw scale INV has the mean of SQINV, which the data set names: here 1.
         normalize=normalized or scheme == "inv",
     )
