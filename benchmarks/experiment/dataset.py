@@ -73,8 +73,8 @@ class Dataset:
     """Read the data below a folder, or the embedded data if there is no folder."""
     write_miniature: Callable[[Path], None]
     """Lay a few generated samples below a folder, in the real layout."""
-    published: str
-    """The entry of ``records/published.json`` to set beside our own figures."""
+    published: str = ""
+    """The entry of ``records/published.json`` to set beside our own figures, if there is one."""
     ours: str = ""
     """What of the recipe is our own choice, because the literature gives none."""
     augmentation: Callable[[], nn.Module] | None = None

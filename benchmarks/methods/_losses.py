@@ -62,12 +62,13 @@ class _Ones(nn.Module):
 
 
 def weighted(
-    scheme: str | None, *, smoothed: bool = False, kind: type[WeightedLoss] = WeightedLoss
+    scheme: str | float | None, *, smoothed: bool = False, kind: type[WeightedLoss] = WeightedLoss
 ) -> Objective:
     """Return the maker of the data set's loss with weights.
 
     Args:
-        scheme: ``"inv"``, ``"sqinv"`` or ``"none"``; None for the one of the data set's LDS.
+        scheme: ``"inv"``, ``"sqinv"``, ``"none"`` or the exponent; None for the one of the data
+            set's LDS.
         smoothed: Take the weights of counts smoothed by LDS.
         kind: What is made with the weights.
     """
@@ -79,11 +80,11 @@ def _make_weighted(
     recipe: Recipe,
     splits: Splits,
     *,
-    scheme: str | None,
+    scheme: str | float | None,
     smoothed: bool,
     kind: type[WeightedLoss],
 ) -> nn.Module:
-    scheme = scheme or dataset.lds_scheme
+    scheme = dataset.lds_scheme if scheme is None else scheme
     # The raw scale is that of SQINV; other weights take its mean, or they would train at another
     # learning rate.
     raw = not recipe.normalized and (scheme != "sqinv" or smoothed) and scheme != "none"

@@ -40,8 +40,8 @@ def summary(results: Results, methods: str = "") -> str:
     ``methods`` are names with commas between; all that have records if it is empty.
     """
     paper = _published(results.dataset.published)
-    beside = paper["metric"] == results.metric
-    title = paper["title"] + (", test-selected" if paper.get("test_selected") else "")
+    beside = paper.get("metric") == results.metric
+    title = paper.get("title", "") + (", test-selected" if paper.get("test_selected") else "")
     heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
     rows = [["Method", "Seeds", "Passes × SQINV", "Seconds × SQINV", *TITLES.values(), *heads]]
     for method in _chosen(results, methods):
@@ -205,6 +205,8 @@ def report(results: Results) -> str:
             parts += [differences(of_metric, reference) for reference in references]
         of_claims = claims(results.by(selection=selection))
         parts += ["Whether the gain of BSAM survives its interval:", of_claims]
+    if not dataset.published:
+        return "\n\n".join(parts)
     paper = _published(dataset.published)
     if dataset.published != name:
         parts += ["## Published, on other data: for orientation, not for comparison"]
@@ -246,8 +248,9 @@ def fill(text: str) -> str:
 
 
 def _published(name: str) -> dict[str, Any]:
-    """Return an entry of the published figures."""
-    entry: dict[str, Any] = json.loads((COMMITTED / "published.json").read_text())[name]
+    """Return an entry of the published figures, an empty one for no name."""
+    published = json.loads((COMMITTED / "published.json").read_text())
+    entry: dict[str, Any] = published[name] if name else {}
     return entry
 
 

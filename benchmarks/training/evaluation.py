@@ -45,7 +45,7 @@ class Evaluation:
         # As Python's numbers: small tensors that stay between large ones that go would keep the
         # allocator from giving those back.
         for name, values in sample.items():
-            self._samples.setdefault(name, []).extend(values.t().tolist())
+            self._samples.setdefault(name, []).extend(values.tolist())
 
     def samples(self, selection: str) -> dict[str, list[Any]]:
         """Return of each sample its target, or how many it has, and what it adds to the metrics."""
@@ -69,11 +69,13 @@ class Evaluation:
     def _column(self, name: str) -> list[Any]:
         """Return an entry of all samples, rounded to what matters."""
         values = np.array(self._samples[name])
-        column: list[Any] = (values if name == "counts" else values.round(3)).T.tolist()
+        rounded = values if name == "counts" else values.round(3)
+        of_maps = name in ("counts", *_MAP_METRICS.values())
+        column: list[Any] = (rounded.T if of_maps else rounded).tolist()
         return column
 
     def _sums_per_map(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return each map's pixels, squared errors and hits per region, shapes ``(3, N)``."""
+        """Return each map's pixels, squared errors and hits per region, shapes ``(N, 3)``."""
         squared = (predictions.double() - targets).square()
         ratio = torch.maximum(predictions / targets, targets / predictions)
         hits = (ratio < THRESHOLD) & (predictions > 0) & (targets > 0)
@@ -83,12 +85,12 @@ class Evaluation:
                 for region in REGIONS[1:]
             ]
         )
-        pixels = (-2, -1)
-        return {
-            "counts": masks.sum(pixels),
-            "squared": torch.where(masks, squared, 0.0).sum(pixels),
-            "hits": (masks & hits).sum(pixels),
+        of_regions = {
+            "counts": masks,
+            "squared": torch.where(masks, squared, 0.0),
+            "hits": masks & hits,
         }
+        return {name: values.sum((-2, -1)).t() for name, values in of_regions.items()}
 
 
 def is_map(targets: Tensor, dataset: Dataset) -> bool:

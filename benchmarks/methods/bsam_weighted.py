@@ -1,0 +1,19 @@
+"""BSAM on a loss weighted by a power of the counts, with both passes weighted."""
+
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._sam import CONSTANTS, two_passes
+
+
+def _stages(recipe: Recipe, *, exponent: float, **constants: float) -> list[Stage]:
+    return two_passes(weighted(exponent))(recipe, **constants)
+
+
+METHOD = Method(
+    title="BSAM, weighted",
+    summary="weights n^-exponent in both passes",
+    stages=_stages,
+    constants=CONSTANTS | {"exponent": 0.5},
+    place=13,
+)

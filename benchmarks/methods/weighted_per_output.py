@@ -1,0 +1,51 @@
+"""Each output weighted by a power of the count of its own bin, whatever the other outputs are."""
+
+import torch
+from torch import Tensor, nn
+
+from balanced_sam import TargetWeights
+from benchmarks.experiment.dataset import Dataset, Splits
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods._losses import WeightedLoss
+from benchmarks.methods._stages import whole
+
+
+class PerOutput(nn.Module):
+    """Map targets, shape ``(N, d)``, to a weight each."""
+
+    def __init__(self, dataset: Dataset, counts: Tensor, exponent: float) -> None:
+        super().__init__()
+        axes = dataset.bins.axes
+        self.each = nn.ModuleList(
+            TargetWeights.from_counts(bins, _marginal(counts, axis), scheme=exponent)
+            for axis, bins in enumerate(axes)
+        )
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Return the weights, of the targets' shape."""
+        if len(self.each) == 1:
+            return self.each[0](targets)
+        columns = targets.unbind(-1)
+        return torch.stack([w(t) for w, t in zip(self.each, columns, strict=True)], dim=-1)
+
+
+def _marginal(counts: Tensor, axis: int) -> Tensor:
+    """Return the samples in each bin of one target."""
+    return counts.movedim(axis, 0).flatten(1).sum(1) if counts.dim() > 1 else counts
+
+
+def _stages(recipe: Recipe, *, exponent: float) -> list[Stage]:
+    def objective(dataset: Dataset, recipe: Recipe, splits: Splits) -> nn.Module:
+        return WeightedLoss(dataset, PerOutput(dataset, splits.train_counts, exponent))
+
+    return whole(objective)(recipe)
+
+
+METHOD = Method(
+    title="Weighted per output",
+    summary="weights n^-exponent of each output by itself, one pass",
+    stages=_stages,
+    constants={"exponent": 0.5},
+    place=6,
+)
