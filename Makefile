@@ -2,9 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Most of what is installed is never imported, and need not be compiled.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: demo test lint docs wheel-test site-test clean
+.PHONY: demo test lint docs html wheel-test site-test clean
 
 demo: .venv/demo
 	$(BIN)/python -m benchmarks run rotated_digits vanilla sqinv sam bsam --seeds 0 1 2 --jobs 2 --resume --records demo
@@ -21,9 +23,11 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: .venv/test
-	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
+docs: html
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder doctest docs docs/_build/doctest
+
+html: .venv/test
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
 
 # The tests in the source distribution, against the wheel, where nothing else is installed.
 wheel-test: .venv/test
@@ -31,12 +35,12 @@ wheel-test: .venv/test
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[test]"
+	.venv-wheel/bin/python $(PIP) "$$(echo dist/*.whl)[test]"
 	tar --extract --gzip --file dist/*.tar.gz --directory .venv-wheel --strip-components 1 --one-top-level=sdist
 	cd .venv-wheel/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest --numprocesses 2 --dist worksteal --quiet tests --pyargs balanced_sam
 
 # The built site, opened in a real browser.
-site-test: .venv/site docs
+site-test: .venv/site html
 	$(BIN)/python -m pytest --quiet docs/test_site.py
 
 clean:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from balanced_sam._regions import REGIONS, Region, ShotRegions
 
@@ -89,12 +89,12 @@ def _heat_map(
     ax: "matplotlib.axes.Axes",
 ) -> None:
     """Draw the metric as a color over both targets, and a dot in the few-shot bins."""
-    first, second = (axis.edges for axis in regions.bins.axes)
+    first, second = (axis.edges.numpy() for axis in regions.bins.axes)
     mesh = ax.pcolormesh(first, second, list(zip(*errors, strict=True)))
     ax.figure.colorbar(mesh, ax=ax, label=metric)
-    is_few = regions.bin_mask("few") & (torch.tensor(counts) > 0)
-    rows, columns = is_few.nonzero().unbind(-1)
+    rows, columns = np.nonzero(regions.bin_mask("few").numpy() & (np.array(counts) > 0))
     centers = [(edges[1:] + edges[:-1]) / 2 for edges in (first, second)]
     ax.plot(centers[0][rows], centers[1][columns], "o", ms=3, mfc="white", mec="black", mew=0.5)
     ax.set(xlabel="target 0", ylabel="target 1")
-    ax.set_title("\n".join(labels[region] for region in REGIONS), fontsize="small")
+    lines = [labels["many"], labels["medium"], f"{labels['few']} (dots)"]
+    ax.set_title("\n".join(lines), fontsize="small")

@@ -332,3 +332,28 @@ def test_report_over_bins_in_place_of_regions_is_refused() -> None:
     bins = TargetBins([0.0, 1.0])
     with pytest.raises(TypeError, match="Expected `regions` to be ShotRegions, but got TargetBins"):
         region_report(torch.ones(2), torch.ones(2), bins)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        mean_absolute_error,
+        root_mean_squared_error,
+        geometric_mean_error,
+        threshold_accuracy,
+    ],
+)
+def test_several_outputs_are_averaged_or_given_each_as_in_scikit_learn(metric: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(30, 3, generator=generator) * torch.tensor([1.0, 10.0, 100.0])
+    predictions = targets * (1 + 0.3 * torch.randn(30, 3, generator=generator))
+    each = metric(predictions, targets, multioutput="raw_values")
+    columns = zip(predictions.T, targets.T, strict=True)
+    torch.testing.assert_close(each, torch.stack([metric(*column) for column in columns]))
+    mean = metric(predictions, targets, multioutput="uniform_average")
+    torch.testing.assert_close(mean, each.mean())
+    torch.testing.assert_close(
+        metric(predictions, targets), metric(predictions.flatten(), targets.flatten())
+    )
+    with pytest.raises(ValueError, match=r"`multioutput` to be one of .* but got 'variance'"):
+        metric(predictions, targets, multioutput="variance")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from balanced_sam import RegionReport, ShotRegions, TargetBins, region_report
+from balanced_sam import RegionReport, ShotRegions, TargetBins, TargetGrid, region_report
 from balanced_sam.torchmetrics import RegionMetrics
 
 matplotlib.use("Agg")
@@ -164,3 +164,62 @@ def test_missing_matplotlib_is_said(draw: Any, monkeypatch: pytest.MonkeyPatch) 
         ModuleNotFoundError, match=r"Expected matplotlib, .* `pip install matplotlib`"
     ):
         draw()
+
+
+GRID = TargetGrid(TargetBins([0.0, 1.0, 3.0]), TargetBins([0.0, 10.0, 20.0, 40.0]))
+# A many-shot bin with two samples, a few-shot one with one, and a few-shot one with none.
+PAIRS = torch.tensor([[0.5, 5.0], [0.6, 6.0], [2.0, 30.0]])
+OFF = torch.tensor([[0.1, 1.0], [0.3, 3.0], [1.0, 6.0]])
+OF_GRID = ShotRegions(GRID, ["many", "few", "medium", "medium", "medium", "few"])
+
+
+@pytest.mark.parametrize(
+    ("multioutput", "metric", "name", "errors"),
+    [
+        ("uniform_average", None, "MAE", [1.1, 3.5]),
+        ("raw_values", None, "MAE_0", [0.2, 1.0]),
+        ("raw_values", "MAE_1", "MAE_1", [2.0, 6.0]),
+    ],
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_plot_of_a_grid_is_a_heat_map(
+    multioutput: Any, metric: str | None, name: str, errors: list[float], is_streamed: bool
+) -> None:
+    metrics = RegionMetrics(OF_GRID, multioutput=multioutput)
+    metrics.update(PAIRS + OFF, PAIRS)
+    if is_streamed and metric is None:
+        figure, axes = metrics.plot()
+    else:
+        figure, axes = metrics.report().plot(metric=metric)
+    (mesh,) = axes.collections
+    expected = np.full((3, 2), np.nan)  # the first target runs to the right
+    expected[0, 0], expected[2, 1] = errors
+    np.testing.assert_allclose(np.ma.filled(mesh.get_array(), np.nan), expected)
+    assert mesh.get_coordinates()[0, :, 0].tolist() == [0, 1, 3]
+    assert mesh.get_coordinates()[:, 0, 1].tolist() == [0, 10, 20, 40]
+    (dots,) = axes.lines
+    assert dots.get_xydata().tolist() == [[2.0, 30.0]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("target 0", "target 1")
+    assert axes.get_title().splitlines() == [
+        f"many-shot, {name} {errors[0]:.3g}",
+        f"medium-shot, {name} nan",
+        f"few-shot, {name} {errors[1]:.3g} (dots)",
+    ]
+    assert figure.axes[1].get_ylabel() == name
+    figure.canvas.draw()
+
+
+def test_plot_of_another_metric_is_of_that() -> None:
+    _, axes = report().plot(metric="RMSE")
+    assert axes.get_ylabel() == "RMSE"
+    heights = [height for height, _ in bars(axes).values()]
+    np.testing.assert_allclose(heights[:2], report().by_bin["RMSE"][:2])
+    with pytest.raises(ValueError, match=r"`metric` to be one of 'MAE', .* but got 'count'"):
+        report().plot(metric="count")
+
+
+def test_plot_of_three_targets_is_refused() -> None:
+    grid = TargetGrid(*[TargetBins([0, 1])] * 3)
+    of_three = region_report(torch.ones(2, 3), torch.ones(2, 3), ShotRegions(grid, ["few"]))
+    with pytest.raises(ValueError, match="one or two targets to draw, but got 3"):
+        of_three.plot()

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from balanced_sam import RegionReport, ShotRegions, TargetBins, region_report
+from balanced_sam import RegionReport, ShotRegions, TargetBins, TargetGrid, region_report
 from balanced_sam.torchmetrics import RegionMetrics
 from support import strategies
 
@@ -225,3 +226,21 @@ def test_error_names_the_argument(
 def test_bins_in_place_of_regions_are_refused() -> None:
     with pytest.raises(TypeError, match="Expected `regions` to be ShotRegions, but got TargetBins"):
         RegionMetrics(REGIONS.bins)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("multioutput", ["uniform_average", "raw_values"])
+def test_streaming_over_several_targets_equals_the_report_on_the_whole(multioutput: Any) -> None:
+    torch.manual_seed(0)
+    targets = torch.rand(50, 2)
+    predictions = targets + 0.1 * torch.randn(50, 2)
+    grid = TargetGrid(TargetBins.uniform(0, 1, width=0.25), TargetBins([0, 0.7, 1]))
+    regions = ShotRegions.from_counts(grid, grid.counts(targets), many_above=10, few_below=5)
+    metrics = RegionMetrics(regions, multioutput=multioutput)
+    for batch in zip(predictions.split(17), targets.split(17), strict=True):
+        metrics.update(*batch)
+    metrics.update(predictions[:0], targets[:0])
+    expected = flatten(region_report(predictions, targets, regions, multioutput=multioutput))
+    assert computed(metrics) == pytest.approx(expected, nan_ok=True)
+    assert ("few/MAE_1" in expected) == (multioutput == "raw_values")
+    restored = pickle.loads(pickle.dumps(metrics))
+    assert computed(restored) == pytest.approx(expected, nan_ok=True)
