@@ -58,6 +58,11 @@ class BalancedMSE(Loss):
         noise_sigma: float,
         noise_sigma_lr: float,
     ) -> None:
+        if len(dataset.bins.axes) > 1:
+            raise ValueError(
+                f"Expected one target a sample for Balanced MSE, but {dataset.title} has "
+                f"{len(dataset.bins.axes)}."
+            )
         super().__init__()
         if not 0 < noise_sigma < math.inf:
             raise ValueError(

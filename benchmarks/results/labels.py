@@ -38,14 +38,12 @@ def describe(dataset: Dataset, counts: Tensor) -> str:
     The effective sample fraction is (sum of weights)^2 / (N times the sum of their squares): 1 if
     all weights are equal, 1/N if one sample has all the weight.
     """
-    labels = dataset.regions.labels
     rows = [["Region", "Bins", "Training targets", "Share"]]
     for region in REGIONS[1:]:
-        inside = [i for i, label in enumerate(labels) if label == region and counts[i] > 0]
-        number = int(counts[inside].sum())
-        rows.append(
-            [TITLES[region], str(len(inside)), f"{number:,}", f"{number / counts.sum():.2%}"]
-        )
+        inside = counts[dataset.regions.bin_mask(region)]
+        number, occupied = int(inside.sum()), int((inside > 0).sum())
+        share = f"{number / counts.sum():.2%}"
+        rows.append([TITLES[region], str(occupied), f"{number:,}", share])
     weights = [["Weights, mean 1", "Lowest", "Highest", "Effective sample fraction"]]
     for title, scheme, clip, smoothing in _weightings(dataset):
         per_bin = TargetWeights.from_counts(

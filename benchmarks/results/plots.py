@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from balanced_sam import TargetGrid
 from benchmarks.experiment.dataset import Dataset
 from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results import fronts
+from benchmarks.results import fronts, heat_maps
 from benchmarks.results.labels import train_counts
 from benchmarks.results.results import Results
 
@@ -54,6 +55,8 @@ def error_by_target(results: Results, *, methods: tuple[str, ...] = METHODS) -> 
     if not drawn:
         place = results.root / results.name
         raise ValueError(f"Expected records of one of {list(methods)} in {place}.")
+    if isinstance(dataset.bins, TargetGrid):
+        return heat_maps.error_by_target(results, drawn)
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=[1, 3], layout="constrained"
     )
@@ -78,6 +81,8 @@ def error_by_target(results: Results, *, methods: tuple[str, ...] = METHODS) -> 
 def label_distribution(name: str, counts: Tensor) -> Figure:
     """Return a picture of the training targets per bin, regions shaded (Figures S1 to S3)."""
     dataset = get_dataset(name)
+    if isinstance(dataset.bins, TargetGrid):
+        return heat_maps.label_distribution(dataset, counts)
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     _histogram(axes, dataset, counts)
     axes.set_ylabel("Training targets per bin")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def quick(miniature: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple
     dataset = get_dataset(name)
     if name != "rooms":
         maps = dataset.metrics[0] == "RMSE"
-        dataset = dataclasses.replace(dataset, network=lambda recipe: TinyNetwork(maps=maps))
+        network = partial(TinyNetwork, maps=maps, outputs=len(dataset.bins.axes))
+        dataset = dataclasses.replace(dataset, network=lambda recipe: network())
     monkeypatch.setattr("benchmarks.training.trainer.get_dataset", lambda _: dataset)
     return miniature
 
@@ -141,6 +143,7 @@ def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_p
         pytest.param(name, method, marks=weekly if name in LARGE and method != "bsam" else ())
         for name in dataset_names()
         for method in ("sqinv", "rrt", "bsam", "balanced_mse_bmc")
+        if (name, method) != ("rotated_and_scaled_digits", "balanced_mse_bmc")
     ],
     indirect=["miniature"],
 )
@@ -316,6 +319,12 @@ def test_the_last_epoch_is_saved_after_what_it_remembers(tmp_path: Path) -> None
         assert list(checkpoints)[-1] == "last_epoch"
 
 
+@pytest.mark.parametrize("method", ["balanced_mse_bmc", "balanced_mse_gai"])
+def test_a_method_for_one_target_says_so_of_two(method: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one target a sample for Balanced MSE, but .* has 2"):
+        train(short("rotated_and_scaled_digits", method, balanced_mse_epochs=0), 0, folder=tmp_path)
+
+
 def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     printed = capsys.readouterr().out
@@ -469,7 +478,7 @@ class TestCommittedRecords:
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
         name, records = committed
-        assert sorted(records) == method_names()
+        assert records.keys() >= {*tables.REFERENCES, *itertools.chain(*tables.CLAIMS)}
         for method, runs in records.items():
             seeds = [run.seed for run in runs]
             assert seeds == list(range(len(seeds)))
