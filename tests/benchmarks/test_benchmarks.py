@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.datasets import rotated_digits
+from benchmarks.datasets import _digits, rotated_and_scaled_digits, rotated_digits
 from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import (
     COMMITTED,
@@ -379,12 +379,12 @@ class TestRotatedDigits:
         values = torch.arange(1.0, 101).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
         shown: list[set[float]] = []
 
-        def render(digits: torch.Tensor, *rest: Any) -> Any:
+        def draw(digits: torch.Tensor, *rest: Any, **options: Any) -> Any:
             shown.append(set(digits[:, 0, 0, 0].tolist()))
             return digits, torch.zeros(len(digits))
 
-        monkeypatch.setattr(rotated_digits, "_read_digits", lambda root: values)
-        monkeypatch.setattr(rotated_digits, "_render", render)
+        monkeypatch.setattr(_digits, "_read_digits", lambda root: values)
+        monkeypatch.setattr(rotated_digits, "draw", draw)
         rotated_digits.load(None)
         train_digits, validation, test = shown
         assert (len(train_digits), len(validation), len(test)) == (80, 10, 10)
@@ -395,7 +395,7 @@ class TestRotatedDigits:
         bar = torch.zeros(1, 1, 28, 28)
         bar[..., 4:24, 13:15] = 1
         theta = torch.tensor([40.0, 50.0, 60.0])
-        images = rotated_digits.rotate(bar.expand(3, 1, 28, 28), theta)
+        images = _digits.rotate(bar.expand(3, 1, 28, 28), theta)
         grid = torch.linspace(-1, 1, images.shape[-1])
         y, x = grid[:, None], grid[None, :]
         mass = images.sum((1, 2, 3))
@@ -411,6 +411,41 @@ class TestRotatedDigits:
             assert torch.equal(a.inputs, b.inputs)
             assert torch.equal(a.targets, b.targets)
         assert first.checksum == second.checksum
+
+
+class TestRotatedAndScaledDigits:
+    def test_each_value_is_frequent_and_most_pairs_are_rare(self) -> None:
+        splits = rotated_and_scaled_digits.load(None)
+        counts = splits.train_counts
+        assert torch.equal(counts, rotated_and_scaled_digits.TRAIN_COUNTS)
+        assert min(counts.sum(0).min(), counts.sum(1).min()) > 100
+        assert (counts < 20).sum() > 50
+        for split, each in ((splits.validation, 10), (splits.test, 20)):
+            assert (rotated_and_scaled_digits.GRID.counts(split.targets) == each).all()
+
+    def test_first_target_is_the_rotation_and_second_the_size(self) -> None:
+        digit = torch.zeros(1, 1, 28, 28)
+        digit[..., 4:24, 10:18] = 1
+        targets = torch.tensor([[50.0, 0.0], [50.0, 100.0], [100.0, 50.0]]).repeat_interleave(50, 0)
+        generator = torch.Generator().manual_seed(0)
+        images, same = _digits.draw(digit, targets, generator, label_noise=0, scale=(0.6, 1.4))
+        assert same is targets or torch.equal(same, targets)
+        # Bright pixels: of an upright bar in the columns' and rows' spread.
+        bright = (images > 0.5 * images.amax((1, 2, 3), keepdim=True)).float()[:, 0]
+        area = bright.sum((1, 2)).view(3, 50).mean(1)
+        assert area[1] > 2 * area[0]
+        columns = torch.arange(20.0)
+
+        def spread(axis: int) -> torch.Tensor:
+            mass = bright.sum(axis)
+            mean = (mass * columns).sum(1) / mass.sum(1)
+            return (
+                ((mass * (columns - mean[:, None]) ** 2).sum(1) / mass.sum(1)).view(3, 50).mean(1)
+            )
+
+        across, down = spread(1), spread(2)
+        assert down[1] > 2 * across[1]
+        assert abs(torch.rad2deg(torch.atan2(across[2].sqrt(), down[2].sqrt())) - 60) < 12
 
 
 class TestIntervals:
