@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import balanced_sam
-from balanced_sam import TargetBins, TargetWeights
+from balanced_sam import TargetWeights
 
 DOCS = Path(__file__).parents[2] / "docs"
 MADE = {"_build", "generated"}
@@ -98,7 +98,7 @@ def test_first_pass_on_a_quarter_as_shown_takes_any_last_batch(size: int) -> Non
     names = {name: getattr(balanced_sam, name) for name in balanced_sam.__all__}
     names |= {"torch": torch, "partial": partial, "model": model, "closure": closure}
     names |= {"inputs": inputs, "targets": targets}
-    names["weights"] = TargetWeights.from_targets(targets, TargetBins.uniform(0, 10, width=1))
+    names["weights"] = TargetWeights.from_targets(targets, scheme="none")
     names["make_base"] = lambda: torch.optim.SGD(model.parameters(), lr=0.05)
     exec(code, names)
     assert sizes == [min(size, 2), size]

@@ -54,7 +54,7 @@ def tables(output: str) -> dict[str, Table]:
     found = {}
     lines = output.splitlines()
     for i, line in enumerate(lines):
-        if line.split() == ["Region", *COLUMNS]:
+        if line.split() == ["region", *COLUMNS]:
             rows = [row.split() for row in lines[i + 1 : i + 5]]
             method = re.split(r"\W", lines[i - 1])[0]
             assert method not in found
