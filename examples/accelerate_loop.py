@@ -21,7 +21,6 @@ from balanced_sam import (
     BalancedSAM,
     RegionReport,
     ShotRegions,
-    TargetBins,
     TargetWeights,
     region_report,
     weighted_mean,
@@ -70,8 +69,7 @@ def run(
         for inputs, targets in test_loader:
             pairs.append(accelerator.gather_for_metrics((model(inputs), targets)))
     predictions, targets = map(torch.cat, zip(*pairs, strict=True))
-    regions = ShotRegions.from_counts(weights.bins, weights.counts)
-    return region_report(predictions, targets, regions)
+    return region_report(predictions, targets, ShotRegions.from_weights(weights))
 
 
 def main() -> None:
@@ -79,9 +77,8 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     set_seed(0)
     train, test = draw(1500), draw(1999)
-    bins = TargetBins.uniform(0, 100, width=5)
     for name, (scheme, rho) in METHODS.items():
-        weights = TargetWeights.from_targets(train.tensors[1], bins, scheme=scheme)
+        weights = TargetWeights.from_targets(train.tensors[1], scheme=scheme)
         accelerator.print(f"\n{name}\n{run(accelerator, train, test, weights, rho)}")
         accelerator.free_memory()
     accelerator.end_training()

@@ -68,10 +68,11 @@ def fit(images: Tensor, depths: Tensor, weights: TargetWeights, rho: float) -> n
 torch.manual_seed(0)
 train_images, train_depths = draw(96)
 test_images, test_depths = draw(64)
-bins = TargetBins.uniform(0, 10, width=0.5)
-sqinv = TargetWeights.from_targets(train_depths, bins, scheme="sqinv")
+# A number, since a rule would take the pixels for independent samples and make narrow bins.
+bins = TargetBins.from_targets(train_depths, 20)
+sqinv = TargetWeights.from_targets(train_depths, bins)
 equal = TargetWeights.from_targets(train_depths, bins, scheme="none")
-regions = ShotRegions.from_counts(bins, sqinv.counts, many_above=4000, few_below=1000)
+regions = ShotRegions.from_weights(sqinv, many_above=4000, few_below=1000)
 # The weights and the radius; the radius is not tuned.
 methods = {"Vanilla": (equal, 0.0), "SQINV": (sqinv, 0.0), "BSAM": (sqinv, 0.01)}
 for name, (weights, rho) in methods.items():

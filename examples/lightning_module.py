@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, weighted_mean
+from balanced_sam import BalancedSAM, ShotRegions, TargetWeights, weighted_mean
 from balanced_sam.torchmetrics import RegionMetrics
 
 Batch = list[Tensor]
@@ -26,11 +26,11 @@ METHODS = {"Vanilla": ("none", 0.0), "SQINV": ("sqinv", 0.0), "BSAM": ("sqinv", 
 class Regressor(pl.LightningModule):
     """A small network, the weights of its loss and the radius of its optimizer."""
 
-    def __init__(self, weights: TargetWeights, regions: ShotRegions, rho: float) -> None:
+    def __init__(self, weights: TargetWeights, rho: float) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
         self.weights = weights
-        self.metrics = RegionMetrics(regions)
+        self.metrics = RegionMetrics(ShotRegions.from_weights(weights))
         self.rho = rho
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -75,12 +75,10 @@ def main() -> None:
     pl.seed_everything(0, verbose=False)
     train, validation, test = make_loader(1500, shuffle=True), make_loader(500), make_loader(2000)
     train_targets = train.dataset.tensors[1]
-    bins = TargetBins.uniform(0, 100, width=5)
-    regions = ShotRegions.from_counts(bins, bins.counts(train_targets))
     for name, (scheme, rho) in METHODS.items():
         pl.seed_everything(0, verbose=False)
-        weights = TargetWeights.from_targets(train_targets, bins, scheme=scheme)
-        module = Regressor(weights, regions, rho)
+        weights = TargetWeights.from_targets(train_targets, scheme=scheme)
+        module = Regressor(weights, rho)
         trainer = pl.Trainer(
             max_epochs=6,
             accelerator="cpu",

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from balanced_sam import ShotRegions, TargetBins, TargetWeights, region_report
+from balanced_sam import ShotRegions, TargetWeights, region_report
 
 SCHEMES = {"Unweighted": "none", "SQINV": "sqinv", "INV": "inv"}
 
@@ -26,17 +26,14 @@ train_inputs, test_inputs, train_targets, test_targets = train_test_split(
     inputs, targets, test_size=148, random_state=0
 )
 
-bins = TargetBins.uniform(25, 350, width=25)
-counts = bins.counts(torch.from_numpy(train_targets))
-# The usual limits, 100 and 20, are made for larger data.
-regions = ShotRegions.from_counts(bins, counts, many_above=25, few_below=15)
-
 for name, scheme in SCHEMES.items():
-    weights = TargetWeights.from_counts(bins, counts, scheme=scheme)
+    weights = TargetWeights.from_targets(torch.from_numpy(train_targets), scheme=scheme)
     sample_weight = weights(torch.from_numpy(train_targets)).numpy()
     # A pipeline hands `sample_weight` on to the step whose name stands before it.
     regressor = make_pipeline(StandardScaler(), Ridge())
     regressor.fit(train_inputs, train_targets, ridge__sample_weight=sample_weight)
     predictions = torch.from_numpy(regressor.predict(test_inputs))
     print(f"\n{name}: weights from {sample_weight.min():.2f} to {sample_weight.max():.2f}")
+    # The usual limit, 100, is made for larger data.
+    regions = ShotRegions.from_weights(weights, many_above=40)
     print(region_report(predictions, torch.from_numpy(test_targets), regions))

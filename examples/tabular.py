@@ -4,10 +4,10 @@ The data are scikit-learn's diabetes set (Efron et al., 2004, Least Angle Regres
 inside that package: ten measurements of each of 442 patients and how far the disease had gone a
 year later, from 25 to 346. High values are rare.
 
-It shows the whole path from a table to errors by region: bins on the range of the targets, weights
-from the training targets alone, ``BalancedSAM`` around AdamW, ``rho`` by the validation error, one
-look at the test set. With ``rho=0`` the optimizer takes AdamW's own step, so one function trains
-all three methods. It does not show which method is better: one seed, 89 test samples.
+It shows the whole path from a table to errors by region: bins and weights from the training targets
+alone, ``BalancedSAM`` around AdamW, ``rho`` by the validation error, one look at the test set. With
+``rho=0`` the optimizer takes AdamW's own step, so one function trains all three methods. It does
+not show which method is better: one seed, 89 test samples.
 
 Needs scikit-learn. Run it: ``python examples/tabular.py``
 """
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from balanced_sam import (
     BalancedSAM,
     ShotRegions,
-    TargetBins,
     TargetWeights,
     mean_absolute_error,
     region_report,
@@ -34,11 +33,10 @@ inputs = ((table - table[train].mean(dim=0)) / table[train].std(dim=0)).float()
 targets = labels.float()
 center, spread = targets[train].mean(), targets[train].std()
 
-bins = TargetBins.uniform(25, 350, width=25)
-sqinv = TargetWeights.from_targets(targets[train], bins, scheme="sqinv")
-equal = TargetWeights.from_targets(targets[train], bins, scheme="none")
-# The usual limits, 100 and 20, are made for larger data.
-regions = ShotRegions.from_counts(bins, sqinv.counts, many_above=25, few_below=15)
+sqinv = TargetWeights.from_targets(targets[train])
+equal = TargetWeights.from_targets(targets[train], scheme="none")
+# The usual limit, 100, is made for larger data.
+regions = ShotRegions.from_weights(sqinv, many_above=40)
 
 
 def predict(network: nn.Module, rows: Tensor) -> Tensor:
