@@ -20,6 +20,7 @@ EXPECTED = {
     "dense_targets": (["Vanilla", "SQINV", "BSAM"], 64 * 24 * 24),
     "lightning_module": (["Vanilla", "SQINV", "BSAM"], 2000),
     "sample_weight": (["Unweighted", "SQINV", "INV"], 148),
+    "several_targets": (["Vanilla", "SQINV", "BSAM"], 189),
     "tabular": (["Vanilla", "SQINV", "BSAM"], 89),
 }
 # Lightning's own: a torch name it uses is deprecated, and it wants more loader processes.
@@ -117,6 +118,7 @@ def test_example_has_the_same_regions_and_other_errors_for_each_method(
         ("dense_targets", 0.8),
         ("lightning_module", 9.0),
         ("sample_weight", 59.0),
+        ("several_targets", 0.7),
         ("tabular", 68.0),
     ],
 )
@@ -136,6 +138,14 @@ def test_tabular_reports_the_radius_with_the_lowest_validation_error(output_of: 
     (reported,) = re.findall(r"^BSAM, rho (\S+)$", output, re.MULTILINE)
     assert len(errors) == 3
     assert errors[reported] == min(errors.values())
+
+
+def test_several_targets_reports_each_output_in_its_own_unit(output_of: Output) -> None:
+    line = r"few-shot MAE of the area (\S+), of the concavity (\S+)$"
+    found = re.findall(line, output_of("several_targets"), re.MULTILINE)
+    assert len(found) == 3
+    for area, concavity in found:
+        assert 0 < float(concavity) < 1 < float(area) < math.inf
 
 
 def test_lightning_module_logs_the_few_shot_error_of_the_validation_data(output_of: Output) -> None:
