@@ -89,6 +89,7 @@ doctest_global_cleanup = "caught.__exit__(None, None, None)"
 
 INVENTORIES = {
     "matplotlib": "https://matplotlib.org/stable",
+    "numpy": "https://numpy.org/doc/stable",
     "python": "https://docs.python.org/3",
     "torch": "https://docs.pytorch.org/docs/stable",
     "torchmetrics": "https://lightning.ai/docs/torchmetrics/stable",
