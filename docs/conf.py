@@ -49,7 +49,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # Scripts that run while the site is built, into pages of their own.
-gallery = ["label_density", "weights_of_density", "ascent_step"]
+gallery = ["target_bins", "label_density", "weights_of_density", "ascent_step"]
 gallery += ["error_by_bin", "loss_rise_by_region", "rho_sweep"]
 sphinx_gallery_conf = {
     "examples_dirs": ["tutorial", "gallery"],
