@@ -8,8 +8,8 @@ of it.
 
 # %%
 # The targets are waiting times, drawn from a gamma distribution: most are short, a few are long.
-# :class:`~balanced_sam.TargetBins` counts them, and :class:`~balanced_sam.ShotRegions` calls a bin
-# many-shot above 100 samples and few-shot below 20.
+# :class:`~balanced_sam.TargetBins` cuts their range and counts them, and
+# :class:`~balanced_sam.ShotRegions` calls a bin many-shot above 100 samples and few-shot below 20.
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,16 +17,17 @@ import torch
 from balanced_sam import ShotRegions, TargetBins, smooth_counts
 
 torch.manual_seed(0)
-targets = torch.distributions.Gamma(2.0, 1 / 8).sample((4000,)).clamp(max=99.9)
-bins = TargetBins.uniform(0, 100, width=2)
+targets = torch.distributions.Gamma(2.0, 1 / 8).sample((4000,))
+bins = TargetBins.from_targets(targets)
 counts = bins.counts(targets)
 regions = ShotRegions.from_counts(bins, counts)
+print(bins)
 print(regions)
 
 # %%
 # LDS
 # ---
-# :func:`~balanced_sam.smooth_counts` adds up neighbouring bins under a kernel whose largest value
+# :func:`~balanced_sam.smooth_counts` adds up neighboring bins under a kernel whose largest value
 # is 1, so its effective counts are higher than the counts. To lay both over each other we divide by
 # the sum of the kernel, which is the answer to a single sample. For weights of mean 1 such a factor
 # does not matter.
@@ -38,8 +39,7 @@ density = smooth_counts(counts) / kernel_sum
 print(f"Sum of the kernel: {kernel_sum:.2f}")
 
 # %%
-# The same twice, below with a logarithmic scale. Where bins are empty and their neighbours are not,
-# LDS gives them a small count of their own.
+# The same twice, below with a logarithmic scale, on which one sees that LDS evens out the tail.
 
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
@@ -52,8 +52,8 @@ for axes in panels:
     axes.set_ylabel("Training samples per bin")
 panels[0].set_ylim(bottom=0)
 panels[1].set_yscale("log")
-panels[1].set_ylim(0.1, 1000)
-panels[1].set_xlim(0, 100)
+panels[1].set_ylim(0.5, 1000)
+panels[1].set_xlim(bins.edges[0], bins.edges[-1])
 panels[1].set_xlabel("Target (waiting time, minutes)")
 
 handles, labels = panels[0].get_legend_handles_labels()

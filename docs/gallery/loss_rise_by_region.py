@@ -18,24 +18,23 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, weighted_mean
+from balanced_sam import BalancedSAM, ShotRegions, TargetWeights, weighted_mean
 
 torch.manual_seed(0)
 factors = torch.rand(1500, 3)
 inputs = factors + 0.03 * torch.randn(1500, 3)
 targets = 10 * factors.prod(dim=1)
 
-bins = TargetBins.uniform(0, 10, width=0.4)
-weights = TargetWeights.from_targets(targets, bins, scheme="sqinv")
+weights = TargetWeights.from_targets(targets)
 sample_weights = weights(targets)
-regions = ShotRegions.from_counts(bins, weights.counts)
+regions = ShotRegions.from_weights(weights)
 masks = {region: regions.mask(targets, region) for region in ("many", "medium", "few")}
 print({region: int(mask.sum()) for region, mask in masks.items()})
 
 # %%
 # Training
 # --------
-# Both methods minimise the same weighted absolute error. With a ``rho`` of 0
+# Both methods minimize the same weighted absolute error. With a ``rho`` of 0
 # :class:`~balanced_sam.BalancedSAM` takes one pass a step and is the base optimizer: this is SQINV.
 # Both get the same number of steps, so BSAM gets twice the passes.
 

@@ -10,8 +10,8 @@ What weight INV and SQINV give to a target, with and without LDS and clipping.
 # ------------------------
 # INV weights a bin of :math:`n` samples by :math:`1/n`, SQINV by :math:`1/\sqrt n`
 # (:func:`~balanced_sam.inverse_weights`, :func:`~balanced_sam.sqrt_inverse_weights`). On two
-# logarithmic scales both are straight lines, SQINV with half the slope. ``clip_counts=(5, 1000)`` treats
-# every bin of fewer than 5 samples as one of 5.
+# logarithmic scales both are straight lines, SQINV with half the slope. A number as ``scheme`` is
+# the slope itself. ``clip_counts=(5, 1000)`` treats every bin of fewer than 5 samples as one of 5.
 
 from functools import partial
 
@@ -20,7 +20,6 @@ import torch
 
 from balanced_sam import (
     ShotRegions,
-    TargetBins,
     TargetWeights,
     inverse_weights,
     smooth_counts,
@@ -32,9 +31,8 @@ INV, SQINV = "#D55E00", "#0072B2"
 samples = torch.arange(1, 3001)
 figure, axes = plt.subplots(figsize=(5, 3.2), dpi=150, layout="constrained")
 axes.loglog(samples, inverse_weights(samples), color=INV, label="INV")
-axes.loglog(
-    samples, inverse_weights(samples, clip_counts=(5, 1000)), ":", color=INV, lw=3, label="INV, clipped"
-)
+clipped = inverse_weights(samples, clip_counts=(5, 1000))
+axes.loglog(samples, clipped, ":", color=INV, lw=3, label="INV, clipped")
 axes.loglog(samples, sqrt_inverse_weights(samples), color=SQINV, label="SQINV")
 axes.set_xlabel("Training samples in the bin")
 axes.set_ylabel("Raw weight")
@@ -46,36 +44,35 @@ plt.show()
 # ---------------------
 # The targets are waiting times, as on the page about :ref:`the label density
 # <sphx_glr_generated_gallery_label_density.py>`. :class:`~balanced_sam.TargetWeights` scales the
-# weights so that their mean over the training samples is 1. A bin without samples has the weight of
-# the nearest bin that has some. LDS evens out what neighbouring bins differ by. Beyond the last
-# sample its effective counts run out, so that its weights are highest there, where no training
-# sample has them.
+# weights so that their mean over the training samples is 1. LDS evens out what neighboring bins
+# differ by. At the ends of the range a part of its kernel finds no samples, so that its weights
+# rise; ``boundary="reflect"`` holds them down.
 
 torch.manual_seed(0)
-targets = torch.distributions.Gamma(2.0, 1 / 8).sample((4000,)).clamp(max=99.9)
-bins = TargetBins.uniform(0, 100, width=2)
+targets = torch.distributions.Gamma(2.0, 1 / 8).sample((4000,))
 
-fit = partial(TargetWeights.from_targets, targets, bins)
+fit = partial(TargetWeights.from_targets, targets)
+sqinv = fit()
 schemes = {
     "INV": (fit(scheme="inv"), INV, "-"),
     "INV, clipped": (fit(scheme="inv", clip_counts=(5, 1000)), INV, ":"),
     "INV, LDS": (fit(scheme="inv", smoothing=smooth_counts), INV, "--"),
-    "SQINV": (fit(scheme="sqinv"), SQINV, "-"),
-    "SQINV, LDS": (fit(scheme="sqinv", smoothing=smooth_counts), SQINV, "--"),
+    "SQINV": (sqinv, SQINV, "-"),
+    "SQINV, LDS": (fit(smoothing=smooth_counts), SQINV, "--"),
 }
 
 figure, (top, bottom) = plt.subplots(
     2, 1, figsize=(5, 5), dpi=150, sharex=True, height_ratios=[1, 3], layout="constrained"
 )
-top.stairs(bins.counts(targets), bins.edges, fill=True, color="#777777")
+edges = sqinv.bins.edges
+top.stairs(sqinv.counts, edges, fill=True, color="#777777")
 top.set_ylabel("Samples\nper bin")
 for name, (weights, color, line) in schemes.items():
-    bottom.stairs(
-        weights.bin_weights, bins.edges, baseline=None, color=color, ls=line, lw=1.6, label=name
-    )
+    style = {"color": color, "ls": line, "lw": 1.6, "label": name}
+    bottom.stairs(weights.bin_weights, edges, baseline=None, **style)
 bottom.axhline(1, color="#999999", linewidth=1, zorder=0)
 bottom.set_yscale("log")
-bottom.set_xlim(0, 100)
+bottom.set_xlim(edges[0], edges[-1])
 bottom.set_xlabel("Target (waiting time, minutes)")
 bottom.set_ylabel("Weight (mean over samples: 1)")
 bottom.legend(fontsize=9)
@@ -89,7 +86,7 @@ plt.show()
 # largest weight of INV down, and the root does more. On these targets LDS hardly changes that of
 # INV and raises that of SQINV.
 
-few = ShotRegions.from_counts(bins, bins.counts(targets)).mask(targets, "few")
+few = ShotRegions.from_weights(sqinv).mask(targets, "few")
 print(f"{'':12}  largest  few-shot")
 print(f"{'none':12}  {1:7.1f}  {few.float().mean():8.1%}")
 for name, (weights, _, _) in schemes.items():
