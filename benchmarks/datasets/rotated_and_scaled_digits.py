@@ -66,7 +66,7 @@ DATASET = Dataset(
     counts={"train": TRAIN_COUNTS},
     metrics=("MAE", "GM"),
     criterion=absolute_error,
-    recipe=Recipe(epochs=20, batch_size=128, lr=0.3, weight_decay=1e-4),
+    recipe=Recipe(epochs=40, batch_size=128, lr=0.1, weight_decay=1e-4),
     network=lambda recipe: SmallResNet(offset=50.0, scale=1.0, outputs=2, width=8),
     load=load,
     write_miniature=write_miniature,

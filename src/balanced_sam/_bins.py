@@ -129,14 +129,15 @@ class TargetBins:
     def from_targets(cls, targets: Tensor, bins: int | Rule = "auto") -> "TargetBins":
         """Return bins of equal width that cover all targets, as :func:`numpy.histogram` has them.
 
-        Whole numbers, of an integer or a float dtype, get edges midway between them and widths of
-        as many whole numbers each, so that no bin has more values to hold than another.
+        Whole numbers, of an integer or a float dtype, get edges midway between them and as many
+        whole numbers a bin; the last bin may have fewer.
 
         Args:
             targets: Training targets of any shape, in target units, finite.
             bins: The number of bins (the most, for whole numbers), or the name of a rule of
                 :func:`numpy.histogram_bin_edges`. ``"auto"`` holds out against a heavy tail and
-                against most targets being one value, ``"fd"`` against neither.
+                against most targets being one value, ``"fd"`` against neither. A rule takes the
+                targets for independent samples: for pixels or steps of a sequence give a number.
 
         Returns:
             The bins; one if all targets are the same.
@@ -169,12 +170,12 @@ class TargetBins:
 
     @property
     def axes(self) -> tuple["TargetBins", ...]:
-        """The bins of each target: these alone, as there is one target."""
+        """The bins of each target, which are these alone."""
         return (self,)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of what there is one of a bin: ``(B,)``."""
+        """The shape ``(B,)`` of what there is one of a bin."""
         return (len(self),)
 
     @property
@@ -312,10 +313,10 @@ def _step(values: "NDArray[np.float64]") -> int | None:
 def _whole_edges(
     values: "NDArray[np.float64]", number: int, step: int, dtype: torch.dtype
 ) -> list[float]:
-    """Return edges midway between whole numbers, at most ``number`` bins of as many each."""
+    """Return edges midway between whole numbers, of at most ``number`` bins."""
     low, span = values.min(), np.ptp(values) + step
     width = step * math.ceil(span / (number * step))
-    steps = width * np.arange(math.ceil(span / width) + 1)
+    steps = np.append(width * np.arange(math.ceil(span / width)), span)
     edges = torch.from_numpy(low - step / 2 + steps)
     # Where the targets' dtype has nothing between two whole numbers, each edge is a whole number.
     is_exact = not dtype.is_floating_point or torch.equal(edges.to(dtype).to(edges.dtype), edges)

@@ -16,7 +16,7 @@ class TargetGrid:
 
     What is frequent for each target alone may be rare together. Wherever :class:`TargetBins` are
     taken for one target a sample, a grid is taken for several: targets are ``(..., d)`` then, and
-    what there is one of a bin has the grid's shape :math:`(B_1, \dots, B_d)`.
+    what there is one of a bin has the grid's shape :math:`(B_1, \ldots, B_d)`.
 
     Args:
         bins: The bins of each target, in the order of the targets' last axis.
@@ -174,13 +174,13 @@ def check_bins(bins: object) -> None:
 
 
 def per_width(counts: Tensor, bins: Bins) -> Tensor:
-    """Return counts per mean size of a bin, float64: where all bins are alike, the counts."""
+    """Return counts per median width of a bin, float64: where all are alike, the counts."""
     density = counts.to(torch.float64)
     for axis, one in enumerate(bins.axes):
         widths = one.edges.diff()
         # Edges are rounded: what is meant to be of one width differs in the last digits.
-        if not torch.allclose(widths, widths.mean(), rtol=1e-6, atol=0):
+        if not torch.allclose(widths, widths.median(), rtol=1e-6, atol=0):
             shape = [1] * len(bins.shape)
             shape[axis] = -1
-            density = density / (widths / widths.mean()).reshape(shape).to(density.device)
+            density = density / (widths / widths.median()).reshape(shape).to(density.device)
     return density

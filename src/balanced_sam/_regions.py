@@ -62,7 +62,7 @@ class ShotRegions:
     ) -> "ShotRegions":
         """Return the regions that the number of training samples per bin defines.
 
-        Between bins of unequal width the samples per mean width decide, as for the weights.
+        Between bins of unequal width the samples per median width decide, as for the weights.
 
         Args:
             bins: The bins of the target range, or a grid of several.

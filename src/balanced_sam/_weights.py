@@ -162,8 +162,9 @@ class TargetWeights(nn.Module):
                 with several targets a sample; or an option is out of its range.
 
         Warns:
-            UserWarning: If all weights are the same though ``scheme`` is not 0, or more than half
-                of the bins of one target are empty.
+            UserWarning: If, without ``smoothing``, all weights are the same though ``scheme`` is
+                not 0, more than half of the bins of one target are empty, or a grid has more bins
+                than there are samples.
         """
         if bins is None:
             bins = TargetBins.from_targets(targets)
@@ -176,7 +177,7 @@ class TargetWeights(nn.Module):
             clip_counts=clip_counts,
             normalize=normalize,
         )
-        if _exponent(scheme):
+        if _exponent(scheme) and smoothing is None:
             _warn(weights)
         return weights
 
@@ -194,7 +195,7 @@ class TargetWeights(nn.Module):
         r"""Fit the weights to the number of training samples in each bin.
 
         Between bins of unequal width the count per unit of the target decides: :math:`n` is then
-        the count per mean width. Else a bin would be rare for being narrow.
+        the count per median width. Else a bin would be rare for being narrow.
 
         Args:
             bins: The bins of the target range, or a grid of several.
@@ -353,14 +354,19 @@ def _warn(weights: TargetWeights) -> None:
     """Warn of bins that do not say what is rare."""
     bins, is_occupied = weights.bins, weights.counts > 0
     occupied = weights.bin_weights[is_occupied]
-    # Of a grid most bins are empty as soon as the targets have to do with each other.
-    empty = int((~is_occupied).sum()) if isinstance(bins, TargetBins) else 0
+    if isinstance(bins, TargetGrid):
+        # Most bins of a grid are empty as soon as the targets have to do with each other.
+        is_too_fine = len(bins) > int(weights.counts.sum())
+        came = f"{bins} has more bins than there are samples"
+    else:
+        is_too_fine = len(occupied) < len(bins) / 2
+        came = f"{len(bins) - len(occupied)} bins of {bins} are empty"
     if torch.allclose(occupied, occupied[0], atol=0):
         message = f"All target weights are the same over {bins}: no target is rarer than another."
-    elif empty > len(bins) / 2:
+    elif is_too_fine:
         message = (
-            f"{empty} bins of {bins} are empty, so the weights of the others rest on few samples "
-            "each. Take wider bins, or the logarithm of targets with a heavy tail."
+            f"{came}, so the weights rest on few samples each. Take fewer bins, `smoothing`, or "
+            "the logarithm of targets with a heavy tail."
         )
     else:
         return

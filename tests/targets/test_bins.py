@@ -408,7 +408,10 @@ def test_whole_numbers_get_bins_of_as_many_each_and_edges_between_them(
     targets = (torch.tensor(values) * step).to(dtype)
     made = TargetBins.from_targets(targets, bins)
     widths = made.edges.diff()
-    assert (widths == widths[0]).all()
+    assert (widths[:-1] == widths[0]).all()
+    assert 0 < widths[-1] <= widths[0]
+    # It ends half a step past the largest target.
+    assert made.edges[-1] - targets.max() == targets.min() - made.edges[0]
     assert widths[0] % step == 0 or len(set(values)) == 1
     assert made.edges[0] < targets.min()
     assert targets.max() < made.edges[-1]

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from balanced_sam import (
     ShotRegions,
     TargetBins,
+    TargetGrid,
     TargetWeights,
     inverse_weights,
     smooth_counts,
@@ -29,7 +30,7 @@ from support import strategies
 
 # Toy targets may be all alike.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:All target weights are the same", "ignore:.* bins of .* are empty"
+    "ignore:All target weights are the same", "ignore:.*so the weights rest on few samples"
 )
 
 schemes = st.sampled_from(["inv", "sqinv", "none"]) | st.floats(0, 2)
@@ -168,14 +169,14 @@ def test_scheme_is_the_exponent_that_its_name_stands_for(counts: Tensor, a: floa
 
 @settings(max_examples=30, deadline=None)
 @given(counts=strategies.counts(min_bins=2), factor=st.sampled_from([0.5, 3.0]), data=st.data())
-def test_between_unequal_widths_the_count_per_mean_width_decides(
+def test_between_unequal_widths_the_count_per_median_width_decides(
     counts: Tensor, factor: float, data: st.DataObject
 ) -> None:
     widths = data.draw(
         st.lists(st.sampled_from([1, 2, 8]), min_size=len(counts), max_size=len(counts))
     )
     bins = TargetBins(np.cumsum([0, *widths]).tolist())
-    density = counts.double() / torch.tensor(widths) * np.mean(widths)
+    density = counts.double() / torch.tensor(widths) * torch.tensor(widths).median()
     weights = TargetWeights.from_counts(bins, counts, normalize=False)
     torch.testing.assert_close(weights.bin_weights, sqrt_inverse_weights(density).float())
     regions = ShotRegions.from_counts(bins, counts)
@@ -210,14 +211,20 @@ def test_uniform_bins_whose_edges_are_rounded_weigh_by_the_counts_themselves() -
         (torch.full((9,), 3.0), None, "All target weights are the same over TargetBins.1 bins"),
         (torch.arange(6.0), TargetBins([0, 2, 4, 6]), "All target weights are the same"),
         (torch.tensor([0.5, 0.5, 9.5]), TargetBins.uniform(0, 10, width=1), "8 bins of .* empty"),
+        (
+            torch.tensor([[0.5, 0.5], [0.5, 0.5], [9.5, 0.5]]),
+            TargetGrid(TargetBins([0, 1, 10]), TargetBins([0, 1, 2])),
+            r"TargetGrid\(2 x 2 bins\) has more bins than there are samples",
+        ),
     ],
 )
 def test_bins_that_say_nothing_of_what_is_rare_are_warned_of(
-    targets: Tensor, bins: TargetBins | None, message: str
+    targets: Tensor, bins: Any, message: str
 ) -> None:
     with pytest.warns(UserWarning, match=message) as warned:
         TargetWeights.from_targets(targets, bins)
     assert warned[0].filename == __file__
+    TargetWeights.from_targets(targets, bins, smoothing=smooth_counts)
     if "All" in message:
         TargetWeights.from_targets(targets, bins, scheme="none")
 
