@@ -3,7 +3,7 @@
 from benchmarks.experiment.method import Method, Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods._losses import weighted
-from benchmarks.methods._sam import CONSTANTS, two_passes
+from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 
 def _stages(recipe: Recipe, *, exponent: float, **constants: float) -> list[Stage]:
@@ -15,5 +15,6 @@ METHOD = Method(
     summary="weights n^-exponent in both passes",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
+    tuned=TUNED,
     place=13,
 )

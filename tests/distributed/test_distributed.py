@@ -34,7 +34,14 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from balanced_sam import BalancedSAM, ShotRegions, TargetBins, region_report, weighted_mean
+from balanced_sam import (
+    BalancedSAM,
+    ShotRegions,
+    TargetBins,
+    TargetGrid,
+    region_report,
+    weighted_mean,
+)
 from support import reference
 from support.processes import RankError, Ranks
 
@@ -829,26 +836,37 @@ def test_checkpoint_resumed_on_other_ranks_equals_the_uninterrupted_run(
 REGIONS = ShotRegions(TargetBins([0, 10, 20, 30]), ["many", "medium", "few"])
 PREDICTIONS = torch.tensor([4.0, 9.0, 25.0, 12.0, 3.0])
 TARGETS = torch.tensor([5.0, 5.0, 21.0, 14.0, 9.0])
+GRID = TargetGrid(REGIONS.bins, TargetBins([0, 10, 30]))
+OF_BINS = (REGIONS, PREDICTIONS, TARGETS)
+OF_GRID = (
+    ShotRegions(GRID, ["many", "few"] * 3),
+    torch.stack([PREDICTIONS, TARGETS.flip(0)], dim=1),
+    torch.stack([TARGETS, PREDICTIONS], dim=1),
+)
 
 
-def on_rank_metrics() -> tuple[dict[str, float], float]:
+def on_rank_metrics(
+    regions: ShotRegions, predictions: Tensor, targets: Tensor
+) -> tuple[dict[str, float], float]:
     """Return what is computed over both ranks, and this rank's own number of samples."""
     # Not above: its import is half of what a process costs, and this alone needs it.
     from balanced_sam.torchmetrics import RegionMetrics
 
-    metrics = RegionMetrics(REGIONS)
+    metrics = RegionMetrics(regions)
     mine = slice(0, 1) if dist.get_rank() == 0 else slice(1, 5)
-    for prediction, target in zip(PREDICTIONS[mine], TARGETS[mine], strict=True):
+    for prediction, target in zip(predictions[mine], targets[mine], strict=True):
         metrics.update(prediction, target)
     computed = {name: value.item() for name, value in metrics.compute().items()}
     return computed, metrics.report().rows["all"]["count"]
 
 
-def test_region_metrics_are_those_of_the_samples_of_all_ranks(ranks: Ranks) -> None:
-    answers = ranks.run(on_rank_metrics)
+@pytest.mark.parametrize("data", [OF_BINS, OF_GRID], ids=["bins", "grid"])
+def test_region_metrics_are_those_of_the_samples_of_all_ranks(ranks: Ranks, data: Any) -> None:
+    regions, predictions, targets = data
+    answers = ranks.run(on_rank_metrics, *data)
     expected = {
         f"{region}/{name}": value
-        for region, row in region_report(PREDICTIONS, TARGETS, REGIONS).rows.items()
+        for region, row in region_report(predictions, targets, regions).rows.items()
         for name, value in row.items()
     }
     for computed, _ in answers:
