@@ -1,6 +1,7 @@
 """Target bins: the target range cut into intervals, the common ground of weights and regions."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -158,13 +159,21 @@ class TargetBins:
         check_finite("targets", targets)
         check_one_target("targets", targets)
         values = targets.detach().to("cpu", torch.float64).flatten().numpy()
-        number = number_of_bins(values, bins)
+        number, low, high = number_of_bins(values, bins), values.min(), values.max()
         step = _step(values)
-        if step is None:
-            number = number if np.ptp(values) else 1
-            made = cls(np.histogram_bin_edges(values, number).tolist())
+        if low == high:
+            margin = max(0.5, abs(low) / 64)
+            edges = [low - margin, low + margin]
+        elif step is None:
+            edges = np.linspace(low, high, number + 1).tolist()
         else:
-            made = cls(_whole_edges(values, number, step, targets.dtype))
+            edges = _whole_edges(values, number, step, targets.dtype)
+        if len(set(edges)) < len(edges):
+            raise ValueError(
+                f"Expected `targets` that torch.float64 can tell apart in {number} bins, but got "
+                f"values from {low} to {high}. Subtract an offset from them, or take fewer bins."
+            )
+        made = cls(edges)
         made._interior_in(targets.dtype)
         return made
 
@@ -274,38 +283,38 @@ def number_of_bins(values: "NDArray[np.float64]", bins: int | Rule) -> int:
     if isinstance(bins, str):
         check_choice("bins", bins, _RULES)
         number = _by_rule(values, bins)
-    elif isinstance(bins, int) and not isinstance(bins, bool):
-        number = bins
+    elif isinstance(bins, numbers.Integral) and not isinstance(bins, bool):
+        number = int(bins)
     else:
         raise TypeError(
             "Expected `bins` to be a number of bins or the name of a rule, but got "
             f"{type(bins).__name__}."
         )
     if not 1 <= number <= _MOST_BINS:
+        advice = "" if number < 1 else " If the tail is that heavy, take the targets' logarithm."
         raise ValueError(
             f"Expected `bins` to give 1 to {_MOST_BINS} bins from {values.min()} to "
-            f"{values.max()}, but got {bins!r}, which gives {number}. If the tail is that heavy, "
-            "take the logarithm of the targets."
+            f"{values.max()}, but got {bins!r}, which gives {number}.{advice}"
         )
     return number
 
 
 def _by_rule(values: "NDArray[np.float64]", rule: Rule) -> int:
     """Return the number of bins by numpy's rule."""
-    if rule == "fd":
-        # numpy makes the edges before anyone can count them; no other rule gives so many.
-        lower, upper = np.percentile(values, [25, 75]).tolist()
-        width = 2 * (upper - lower) / len(values) ** (1 / 3)
-        number = float(np.ptp(values)) / width if width else 1.0
-        if number > _MOST_BINS:
-            return math.ceil(number)
-    return len(np.histogram_bin_edges(values, rule)) - 1
+    if rule not in ("auto", "fd"):
+        return len(np.histogram_bin_edges(values, rule)) - 1
+    # numpy makes the edges before anyone can count them, and before 2.3 its "auto" has no cap.
+    size, (lower, upper) = len(values), np.percentile(values, [25, 75]).tolist()
+    span, width = float(np.ptp(values)), 2 * (upper - lower) / size ** (1 / 3)
+    if rule == "auto":
+        width = min(max(width, span / size**0.5 / 2), span / (math.log2(size) + 1))
+    return math.ceil(span / width) if width else 1
 
 
 def _step(values: "NDArray[np.float64]") -> int | None:
     """Return the distance that divides all distances of whole numbers; None for other numbers."""
     # Beyond, all floats are whole numbers.
-    if np.abs(values).max() >= 2**53 or (values != np.round(values)).any():
+    if np.abs(values).max() >= 2**52 or (values != np.round(values)).any():
         return None
     return max(1, int(np.gcd.reduce(np.diff(np.unique(values)).astype(np.int64))))
 

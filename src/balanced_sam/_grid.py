@@ -57,7 +57,7 @@ class TargetGrid:
         alone, by which the error of a histogram is least.
 
         Args:
-            targets: Training targets, shape ``(..., d)``, in target units, finite.
+            targets: Training targets, shape ``(N, d)`` or ``(..., d)``, in target units, finite.
             bins: The number of bins of each target, or a rule, as for
                 :meth:`TargetBins.from_targets`.
 
@@ -67,8 +67,8 @@ class TargetGrid:
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers, or ``bins`` neither a number
                 nor a name.
-            ValueError: If ``targets`` is empty, not finite or without a last axis; or ``bins`` is
-                not for it, or gives more than 4 000 000 combinations.
+            ValueError: If ``targets`` is empty, not finite or a vector; or there would be no bin,
+                or more than 4 000 000 combinations.
 
         References:
             Scott (2015), `Multivariate Density Estimation
@@ -81,8 +81,11 @@ class TargetGrid:
             (10, 10)
         """
         check_finite("targets", targets)
-        if targets.dim() == 0:
-            raise ValueError("Expected `targets` of shape (..., d), but got a single number.")
+        if targets.dim() < 2:
+            raise ValueError(
+                f"Expected `targets` of shape (N, d), but got {tuple(targets.shape)}. One target a "
+                "sample needs TargetBins."
+            )
         columns = targets.detach().reshape(-1, targets.shape[-1]).unbind(-1)
         fewer = len(columns[0]) ** (1 / 3 - 1 / (len(columns) + 2))
         made = []
@@ -177,10 +180,10 @@ def per_width(counts: Tensor, bins: Bins) -> Tensor:
     """Return counts per median width of a bin, float64: where all are alike, the counts."""
     density = counts.to(torch.float64)
     for axis, one in enumerate(bins.axes):
-        widths = one.edges.diff()
+        ratios = one.edges.diff() / one.edges.diff().median()
         # Edges are rounded: what is meant to be of one width differs in the last digits.
-        if not torch.allclose(widths, widths.median(), rtol=1e-6, atol=0):
-            shape = [1] * len(bins.shape)
-            shape[axis] = -1
-            density = density / (widths / widths.median()).reshape(shape).to(density.device)
+        ratios[torch.isclose(ratios, ratios.new_ones(1), rtol=1e-6)] = 1
+        shape = [1] * len(bins.shape)
+        shape[axis] = -1
+        density = density / ratios.reshape(shape).to(density.device)
     return density

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -238,7 +238,7 @@ class RegionReport:
     """
 
     rows: dict[str, dict[str, float]]
-    by_bin: dict[str, list[float]] = field(repr=False)
+    by_bin: dict[str, list[Any]] = field(repr=False)
     regions: ShotRegions = field(repr=False)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
@@ -304,7 +304,8 @@ def region_report(
     """Return every metric on all samples, on each region and in each bin.
 
     Args:
-        predictions: Model outputs, any shape, in target units; of a grid, shape ``(..., d)``.
+        predictions: Model outputs, in target units: a vector or maps; of a grid, shape
+            ``(..., d)``.
         targets: Targets, same shape, in target units.
         regions: The many-, medium- and few-shot bins.
         multioutput: Of a grid, the mean of a metric over the outputs (``"uniform_average"``) or
@@ -365,16 +366,24 @@ def _bin_sums(
 
 def report_from_sums(sums: Tensor, regions: ShotRegions, multioutput: Multioutput) -> RegionReport:
     """Return the report of samples whose :func:`bin_sums` are ``sums``."""
-    sums = sums.cpu()
-    rows = {"all": _row(sums, multioutput)}
-    for region in REGIONS:
-        rows[region] = _row(sums[:, regions.bin_mask(region).flatten()], multioutput)
-    shape = regions.bins.shape
+    sums, shape = sums.cpu(), regions.bins.shape
     counts = sums[0, :, 0].long().reshape(shape).tolist()
     by_bin = {
         name: values.reshape(shape).tolist() for name, values in _means(sums, multioutput).items()
     }
+    rows = rows_from_sums(sums, regions, multioutput)
     return RegionReport(rows, {"count": counts} | by_bin, regions)
+
+
+def rows_from_sums(
+    sums: Tensor, regions: ShotRegions, multioutput: Multioutput
+) -> dict[str, dict[str, float]]:
+    """Return the rows of the report of samples whose :func:`bin_sums` are ``sums``."""
+    sums = sums.cpu()
+    rows = {"all": _row(sums, multioutput)}
+    for region in REGIONS:
+        rows[region] = _row(sums[:, regions.bin_mask(region).flatten()], multioutput)
+    return rows
 
 
 def _row(sums: Tensor, multioutput: Multioutput) -> dict[str, float]:
@@ -418,7 +427,7 @@ def _mean(
     predictions, targets = _as_float64(predictions, targets)
     if multioutput is not None:
         check_choice("multioutput", multioutput, _MULTIOUTPUT)
-    outputs = targets.shape[-1] if multioutput and targets.dim() else 1
+    outputs = targets.shape[-1] if multioutput and targets.dim() > 1 else 1
     terms: Tensor = term(predictions, targets).reshape(-1, outputs)
     return terms.mean(dim=0)
 

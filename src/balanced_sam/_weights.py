@@ -1,6 +1,7 @@
 """Target weights: rare targets count more (INV, SQINV), one gather a batch."""
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_callable, check_choice, check_counts, check_real
+from balanced_sam._checks import check_callable, check_counts, check_real
 from balanced_sam._grid import Bins, TargetGrid, check_bins, per_width
 
 Scheme = Literal["inv", "sqinv", "none"]
@@ -224,10 +225,11 @@ class TargetWeights(nn.Module):
         check_counts(counts, bins.shape)
         exponent = _exponent(scheme)
         density = per_width(counts, bins)
-        if smoothing is None:
+        if smoothing is not None:
+            check_callable("smoothing", smoothing)
+        if smoothing is None or not exponent:
             bin_weights = _power(density, exponent, clip_counts)
         else:
-            check_callable("smoothing", smoothing)
             effective = smoothing(_clip(density, clip_counts).pow(exponent))
             check_counts(effective, bins.shape, name="smoothing(counts)")
             bin_weights = _power(effective, 1.0)
@@ -329,13 +331,18 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 
 def _exponent(scheme: object) -> float:
     """Return the exponent that the scheme is or names."""
-    if isinstance(scheme, (int, float)) and not isinstance(scheme, bool):
-        if not 0 <= scheme < math.inf:
+    if isinstance(scheme, numbers.Real) and not isinstance(scheme, bool):
+        exponent = float(scheme)
+        if not 0 <= exponent < math.inf:
             raise ValueError(
                 f"Expected `scheme` to be an exponent of 0 or more, but got scheme={scheme}."
             )
-        return float(scheme)
-    check_choice("scheme", scheme, ("inv", "sqinv", "none"))
+        return exponent
+    if scheme not in _EXPONENTS:
+        raise ValueError(
+            "Expected `scheme` to be an exponent or one of 'inv', 'sqinv', 'none', but got "
+            f"{scheme!r}."
+        )
     return _EXPONENTS[scheme]
 
 
@@ -362,7 +369,7 @@ def _warn(weights: TargetWeights) -> None:
         is_too_fine = len(occupied) < len(bins) / 2
         came = f"{len(bins) - len(occupied)} bins of {bins} are empty"
     if torch.allclose(occupied, occupied[0], atol=0):
-        message = f"All target weights are the same over {bins}: no target is rarer than another."
+        message = f"All target weights are the same over {bins}: they change nothing."
     elif is_too_fine:
         message = (
             f"{came}, so the weights rest on few samples each. Take fewer bins, `smoothing`, or "

@@ -8,7 +8,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from balanced_sam._checks import check_choice, check_type
-from balanced_sam._metrics import Multioutput, RegionReport, bin_sums, report_from_sums
+from balanced_sam._metrics import (
+    Multioutput,
+    RegionReport,
+    bin_sums,
+    report_from_sums,
+    rows_from_sums,
+)
 from balanced_sam._regions import ShotRegions
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class RegionMetrics(Metric):
         self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         # A MetricCollection lets metrics share states that agree after a batch. The edges, as a
         # state that never changes, keep metrics over different bins apart.
-        edges = torch.cat([axis.edges for axis in axes])
+        edges = torch.cat([*(axis.edges for axis in axes), torch.tensor(regions.bins.shape)])
         self.add_state("edges", default=edges, dist_reduce_fx="max")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
@@ -86,7 +92,7 @@ class RegionMetrics(Metric):
         """
         return {
             f"{region}/{name}": torch.tensor(value, dtype=torch.float64, device=self.sums.device)
-            for region, row in self.report().rows.items()
+            for region, row in rows_from_sums(self.sums, self.regions, self.multioutput).items()
             for name, value in row.items()
         }
 
@@ -117,6 +123,18 @@ class RegionMetrics(Metric):
         with self.sync_context(self.dist_sync_fn, should_sync=self.sync_on_compute):
             report = self.report()
         return report.plot(ax=ax)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load persistent states, unless they are of other bins."""
+        edges = state_dict.get(f"{prefix}edges", self.edges)
+        if not torch.equal(edges.cpu(), self.edges.cpu()):
+            raise ValueError(
+                f"Expected a state_dict of metrics over {self.regions.bins}, but got one over "
+                "others."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def report(self) -> RegionReport:
         """Return this process's samples as a :class:`balanced_sam.RegionReport`."""

@@ -355,5 +355,10 @@ def test_several_outputs_are_averaged_or_given_each_as_in_scikit_learn(metric: A
     torch.testing.assert_close(
         metric(predictions, targets), metric(predictions.flatten(), targets.flatten())
     )
+    for vector in (targets[:, 0], targets[:, :1]):
+        torch.testing.assert_close(
+            metric(2 * vector, vector, multioutput="raw_values").squeeze(),
+            metric(2 * vector, vector),
+        )
     with pytest.raises(ValueError, match=r"`multioutput` to be one of .* but got 'variance'"):
         metric(predictions, targets, multioutput="variance")

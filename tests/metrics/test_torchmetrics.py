@@ -63,7 +63,7 @@ def test_state_does_not_grow_with_the_samples() -> None:
     metrics = filled()
     metrics.update(torch.rand(1000), torch.rand(1000))
     shapes = {name: tuple(state.shape) for name, state in metrics.metric_state.items()}
-    assert shapes == {"sums": (5, 3, 1), "edges": (4,)}
+    assert shapes == {"sums": (5, 3, 1), "edges": (5,)}
 
 
 def test_pixel_maps_stream_as_their_pixels_do() -> None:
@@ -244,3 +244,33 @@ def test_streaming_over_several_targets_equals_the_report_on_the_whole(multioutp
     assert ("few/MAE_1" in expected) == (multioutput == "raw_values")
     restored = pickle.loads(pickle.dumps(metrics))
     assert computed(restored) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_state_of_other_bins_is_refused() -> None:
+    metrics = filled()
+    metrics.persistent(True)
+    same, other = RegionMetrics(REGIONS), RegionMetrics(ShotRegions(TargetBins([0, 1]), ["few"]))
+    same.load_state_dict(metrics.state_dict())
+    same.update(PREDICTIONS[:0], TARGETS[:0])
+    assert computed(same) == pytest.approx(EXPECTED, nan_ok=True)
+    with pytest.raises(
+        ValueError, match=r"metrics over TargetBins\(1 bins .*, but got one over ot"
+    ):
+        other.load_state_dict(metrics.state_dict())
+
+
+def test_metrics_over_other_grids_do_not_share_their_state() -> None:
+    grids = {
+        "a": TargetGrid(TargetBins([0, 1, 2]), TargetBins([3, 4])),
+        "b": TargetGrid(TargetBins([0, 1]), TargetBins([2, 3, 4])),
+    }
+    regions = {name: ShotRegions(grid, ["many", "few"]) for name, grid in grids.items()}
+    metrics = {name: RegionMetrics(of_grid) for name, of_grid in regions.items()}
+    collection = MetricCollection({name: metric.clone() for name, metric in metrics.items()})
+    for first in (0.5, 1.5, 1.5):
+        batch = torch.tensor([[first, 2.5]])
+        collection.update(batch, batch)
+        for metric in metrics.values():
+            metric.update(batch, batch)
+    for name, metric in metrics.items():
+        assert collection[name].report().by_bin["count"] == metric.report().by_bin["count"]

@@ -62,7 +62,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "TargetBins.index": (BINS.index, {"targets": TARGETS}),
     "TargetBins.counts": (BINS.counts, {"targets": TARGETS}),
     "TargetGrid": (TargetGrid, {"bins": BINS}),
-    "TargetGrid.from_targets": (TargetGrid.from_targets, {"targets": TARGETS}),
+    "TargetGrid.from_targets": (TargetGrid.from_targets, {"targets": TARGETS[:, None]}),
     "TargetGrid.index": (GRID.index, {"targets": TARGETS[:, None]}),
     "TargetGrid.counts": (GRID.counts, {"targets": TARGETS[:, None]}),
     "TargetWeights": (TargetWeights, {"bins": BINS, "counts": COUNTS, "bin_weights": COUNTS}),

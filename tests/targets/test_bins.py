@@ -432,10 +432,17 @@ def test_edges_between_whole_numbers_that_half_precision_lacks_are_whole(
     assert bins.index(targets.long()).equal(bins.index(targets))
 
 
-@pytest.mark.parametrize("value", [0.0, 3.3, -2.5, 7.0, 1e6])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *((value, torch.float32) for value in (0.0, 3.3, -2.5, 7.0, 1e6, 2e7)),
+        *((4096, torch.float16), (300, torch.bfloat16), (1e17, torch.float64)),
+        *((2**60, torch.int64), (-128, torch.int8), (255, torch.uint8)),
+    ],
+)
 @pytest.mark.parametrize("size", [1, 1000])
-def test_one_value_gets_one_bin(value: float, size: int) -> None:
-    targets = torch.full((size,), value)
+def test_one_value_gets_one_bin(value: float, dtype: torch.dtype, size: int) -> None:
+    targets = torch.full((size,), value, dtype=dtype)
     bins = TargetBins.from_targets(targets, 10)
     assert bins.counts(targets).tolist() == [size]
 
@@ -463,6 +470,11 @@ def test_bins_hold_out_against_zero_inflation_and_a_heavy_tail() -> None:
         (lambda: WHOLE.counts(torch.ones(3, 2)), ValueError, r"\(3, 2\)\. .* flatten"),
         (lambda: TargetBins.from_targets(torch.rand(9), "knuth"), ValueError, "but got 'knuth'"),
         (lambda: TargetBins.from_targets(torch.rand(9), 0), ValueError, "1 to 100000 .* got 0"),
+        (
+            lambda: TargetBins.from_targets(1_700_000_000_000_000_000 + 3 * torch.arange(1000), 50),
+            ValueError,
+            r"torch.float64 can tell apart in 50 bins, .* Subtract an offset",
+        ),
         (lambda: TargetBins.from_targets(torch.rand(9), 1.5), TypeError, "`bins` .* got float"),
         (lambda: TargetBins.from_targets(torch.rand(9), True), TypeError, "`bins` .* got bool"),
         (

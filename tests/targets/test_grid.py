@@ -223,7 +223,7 @@ def test_weights_move_and_are_saved_with_their_grid() -> None:
         (lambda: GRID.index(torch.tensor(1.0)), ValueError, r"\(\.\.\., 2\), .* got \(\)"),
         (lambda: GRID.counts(torch.ones(0, 2)), ValueError, "`targets` to hold at least one"),
         (lambda: GRID.counts(torch.ones(1, 2) / 0), ValueError, "`targets` to be finite"),
-        (lambda: TargetGrid.from_targets(torch.tensor(1.0)), ValueError, "a single number"),
+        (lambda: TargetGrid.from_targets(torch.rand(5)), ValueError, r"\(N, d\), but got \(5,\)"),
         (
             lambda: TargetWeights.from_counts(GRID, torch.ones(6)),
             ValueError,

@@ -198,6 +198,21 @@ def test_quantile_bins_call_the_tail_rare_and_log_bins_do_not_call_the_lowest_ra
         assert weights[targets > 1000].min() > weights[targets < 300].max()
 
 
+def test_a_bin_of_another_width_leaves_the_counts_of_the_others_alone() -> None:
+    bins = TargetBins([*(round(0.1 * k, 1) for k in range(31)), 50.0])
+    regions = ShotRegions.from_counts(bins, torch.full((31,), 100))
+    assert regions.labels == ("medium",) * 30 + ("few",)
+
+
+def test_no_scheme_is_no_weights_with_smoothing_too() -> None:
+    counts = torch.tensor([100, 100, 100, 0])
+    for scheme in ("none", 0, np.float32(0)):
+        weights = TargetWeights.from_counts(
+            unit_bins(counts), counts, scheme=scheme, smoothing=smooth_counts
+        )
+        assert weights.bin_weights.tolist() == [1.0] * 4
+
+
 def test_uniform_bins_whose_edges_are_rounded_weigh_by_the_counts_themselves() -> None:
     bins, counts = TargetBins.uniform(0, 10, width=0.1), torch.arange(1, 101)
     weights = TargetWeights.from_counts(bins, counts, normalize=False)
@@ -604,7 +619,7 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             ValueError,
             r"`smoothing\(counts\)` to be non-negative, but got -1.0 in bin 0",
         ),
-        (lambda: from_counts(scheme="lds"), ValueError, "`scheme` to be one of .* but got 'lds'"),
+        (lambda: from_counts(scheme="lds"), ValueError, "an exponent or one of .* but got 'lds'"),
         (
             lambda: from_counts(scheme=-0.5),
             ValueError,
@@ -615,7 +630,11 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             ValueError,
             "an exponent of 0 or more, but got scheme=nan",
         ),
-        (lambda: from_counts(scheme=True), ValueError, "`scheme` to be one of .* but got True"),
+        (
+            lambda: from_counts(scheme=True),
+            ValueError,
+            "`scheme` to be an exponent or .* but got T",
+        ),
         (
             lambda: from_counts(scheme="inv", clip_counts=(2, 1)),
             ValueError,
