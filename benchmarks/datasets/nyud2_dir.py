@@ -167,7 +167,7 @@ def _count_crops(split: Frames) -> Tensor:
     """Return how many pixels of the crops each bin has, all of them counting."""
 
     def count(frame: Frame) -> Tensor:
-        return BINS.counts(_crop(_read_depths(split.root / frame[1])))
+        return BINS.counts(_crop(_read_depths(split.root / frame[1])).flatten())
 
     with ThreadPool(os.cpu_count()) as pool:
         counts = pool.imap(count, split.frames, chunksize=16)

@@ -191,7 +191,7 @@ def test_mask_counts_every_occupied_bin_equally_often(bins: list[int], seed: int
     targets = rooms.equally_often(depths, Generator().manual_seed(seed))
     kept = ~targets.isnan()
     assert torch.equal(targets[kept], depths[kept])
-    counts, before = BINS.counts(targets[kept]), BINS.counts(depths)
+    counts, before = BINS.counts(targets[kept]), BINS.counts(depths.flatten())
     assert torch.equal(counts, before[before > 0].min() * (before > 0))
 
 
