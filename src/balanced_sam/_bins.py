@@ -122,7 +122,7 @@ class TargetBins:
                 f"width={fitting}."
             )
         # Exact decimals, rounded once: bins from 0.7 of width 0.1 have the edge 0.8, not a
-        # neighbour of it, so that a float64 target of 0.8 lies in the bin that starts there.
+        # neighbor of it, so that a float64 target of 0.8 lies in the bin that starts there.
         start, stop = Fraction(str(low)), Fraction(str(high))
         return cls([float(start + (stop - start) * k / bins) for k in range(bins + 1)])
 

@@ -93,7 +93,7 @@ class TargetGrid:
             number = number_of_bins(column.to("cpu", torch.float64).numpy(), bins)
             made.append(
                 TargetBins.from_targets(
-                    column, number if isinstance(bins, int) else math.ceil(number / fewer)
+                    column, math.ceil(number / fewer) if isinstance(bins, str) else number
                 )
             )
         return cls(*made)

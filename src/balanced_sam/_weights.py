@@ -14,7 +14,7 @@ from balanced_sam._checks import check_callable, check_counts, check_real
 from balanced_sam._grid import Bins, TargetGrid, check_bins, per_width
 
 Scheme = Literal["inv", "sqinv", "none"]
-_EXPONENTS: dict[object, float] = {"inv": 1.0, "sqinv": 0.5, "none": 0.0}
+_EXPONENTS: dict[str, float] = {"inv": 1.0, "sqinv": 0.5, "none": 0.0}
 
 
 def inverse_weights(counts: Tensor, *, clip_counts: tuple[float, float] | None = None) -> Tensor:
@@ -338,7 +338,7 @@ def _exponent(scheme: object) -> float:
                 f"Expected `scheme` to be an exponent of 0 or more, but got scheme={scheme}."
             )
         return exponent
-    if scheme not in _EXPONENTS:
+    if not isinstance(scheme, str) or scheme not in _EXPONENTS:
         raise ValueError(
             "Expected `scheme` to be an exponent or one of 'inv', 'sqinv', 'none', but got "
             f"{scheme!r}."

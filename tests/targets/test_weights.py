@@ -619,6 +619,7 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             ValueError,
             r"`smoothing\(counts\)` to be non-negative, but got -1.0 in bin 0",
         ),
+        (lambda: from_counts(scheme=[1]), ValueError, r"an exponent or one of .* but got \[1\]"),
         (lambda: from_counts(scheme="lds"), ValueError, "an exponent or one of .* but got 'lds'"),
         (
             lambda: from_counts(scheme=-0.5),
