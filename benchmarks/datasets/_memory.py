@@ -5,8 +5,7 @@ import hashlib
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from balanced_sam import TargetBins, TargetGrid
-from benchmarks.experiment.dataset import Splits
+from benchmarks.experiment.dataset import Bins, Splits, is_counted
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets, the samples along their first axis."""
@@ -30,15 +29,13 @@ class Samples(Dataset[Pair]):
         return self.inputs[index % len(self)], self.targets[index % len(self)]
 
 
-def in_memory(train: Pair, validation: Pair, test: Pair, bins: TargetBins | TargetGrid) -> Splits:
+def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:
     """Return the splits of data in memory; a target that is NaN does not count."""
     digest = hashlib.sha256()
     for pair in (train, validation, test):
         for tensor in pair:
             digest.update(tensor.numpy().tobytes())
-    train_targets = train[1]
-    if isinstance(bins, TargetBins):
-        train_targets = train_targets[~train_targets.isnan()]
+    train_targets = train[1][is_counted(train[1], bins)]
     return Splits(
         train=Samples(*train),
         validation=Samples(*validation),

@@ -14,6 +14,15 @@ REGIONS = ("all", "many", "medium", "few")
 """What errors are taken on: all targets and each of the ``ShotRegions``."""
 
 
+Bins = TargetBins | TargetGrid
+
+
+def is_counted(targets: Tensor, bins: Bins) -> Tensor:
+    """Return which targets count, those that are not NaN: of a grid, which samples."""
+    is_nan = targets.isnan()
+    return ~(is_nan.any(-1) if isinstance(bins, TargetGrid) else is_nan)
+
+
 class Split(Protocol):
     """A part of a data set: pairs of an input and a target.
 
@@ -58,7 +67,7 @@ class Dataset:
     target: str
     """What the target is, with its unit: the axis label of a plot."""
     unit: str
-    bins: TargetBins | TargetGrid
+    bins: Bins
     regions: ShotRegions
     counts: dict[str, Tensor]
     """Targets per bin of the full data set, as far as they are published, by split."""

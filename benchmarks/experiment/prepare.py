@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.experiment.dataset import REGIONS, Dataset, Split
+from benchmarks.experiment.dataset import REGIONS, Dataset, Split, is_counted
 
 
 def prepare(dataset: Dataset, root: Path | None) -> None:
@@ -33,6 +33,6 @@ def _counts(dataset: Dataset, split: Split) -> str:
     targets = getattr(split, "targets", None)
     if targets is None:
         return samples
-    counted = targets[~targets.isnan()]
+    counted = targets[is_counted(targets, dataset.bins)]
     regions = (f"{r} {int(dataset.regions.mask(counted, r).sum())}" for r in REGIONS[1:])
     return f"{samples}, {', '.join(regions)}"

@@ -87,13 +87,14 @@ def _make_weighted(
     scheme = dataset.lds_scheme if scheme is None else scheme
     # The raw scale is that of SQINV; other weights take its mean, or they would train at another
     # learning rate.
-    raw = not recipe.normalized and (scheme != "sqinv" or smoothed) and scheme != "none"
+    is_sqinv = scheme in ("sqinv", 0.5) and not smoothed
+    raw = not (recipe.normalized or is_sqinv or scheme in ("none", 0))
     weights = TargetWeights.from_counts(
         dataset.bins,
         splits.train_counts,
         scheme=scheme,
         smoothing=partial(smooth_of, dataset=dataset) if smoothed else None,
-        clip_counts=dataset.clip_counts if scheme == "inv" else None,
+        clip_counts=dataset.clip_counts if scheme in ("inv", 1) else None,
         normalize=recipe.normalized or raw,
     )
     if raw:

@@ -203,8 +203,9 @@ def report(results: Results) -> str:
             if references:
                 parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
             parts += [differences(of_metric, reference) for reference in references]
-        of_claims = claims(results.by(selection=selection))
-        parts += ["Whether the gain of BSAM survives its interval:", of_claims]
+        if any(results.seeds(*claim) for claim in CLAIMS):
+            of_claims = claims(results.by(selection=selection))
+            parts += ["Whether the gain of BSAM survives its interval:", of_claims]
     if not dataset.published:
         return "\n\n".join(parts)
     paper = _published(dataset.published)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_sam import TargetBins, TargetGrid
-from benchmarks.experiment.dataset import REGIONS, Dataset
+from balanced_sam import TargetBins
+from benchmarks.experiment.dataset import REGIONS, Dataset, is_counted
 from benchmarks.experiment.record import Record
 
 Array = NDArray[np.float64]
@@ -37,7 +37,8 @@ class Evaluation:
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Take up a batch; a target that is NaN does not count."""
         self._metrics.to(targets.device)
-        self._metrics.update(*counted(predictions, targets, self._dataset))
+        counted = is_counted(targets, self._dataset.bins)
+        self._metrics.update(predictions[counted], targets[counted])
         if is_map(targets, self._dataset):
             sample = self._sums_per_map(predictions, targets)
         else:
@@ -96,14 +97,6 @@ class Evaluation:
 def is_map(targets: Tensor, dataset: Dataset) -> bool:
     """Return whether a sample has a map of targets of one kind."""
     return targets.dim() > 1 and isinstance(dataset.bins, TargetBins)
-
-
-def counted(predictions: Tensor, targets: Tensor, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Return both without the targets that are NaN, of maps as vectors."""
-    if isinstance(dataset.bins, TargetGrid):
-        return predictions, targets
-    is_counted = ~targets.isnan()
-    return predictions[is_counted], targets[is_counted]
 
 
 def or_none(value: float, *, digits: int | None = None) -> float | None:

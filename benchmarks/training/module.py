@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from balanced_sam.torchmetrics import RegionMetrics
-from benchmarks.experiment.dataset import REGIONS, Dataset, Splits
+from benchmarks.experiment.dataset import REGIONS, Dataset, Splits, is_counted
 from benchmarks.experiment.method import Stage
 from benchmarks.experiment.recipe import Recipe
-from benchmarks.training.evaluation import Evaluation, counted
+from benchmarks.training.evaluation import Evaluation
 
 WATCHED = ("validation", "test")
 """The splits whose error is logged after each epoch: the second one for some data sets only."""
@@ -78,7 +78,8 @@ class Regression(lightning.LightningModule):
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the error on a split."""
         predictions, targets = self._predict(batch)
-        self.watched[dataloader_idx].update(*counted(predictions, targets, self.dataset))
+        counted = is_counted(targets, self.dataset.bins)
+        self.watched[dataloader_idx].update(predictions[counted], targets[counted])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics per region of each split that was seen."""

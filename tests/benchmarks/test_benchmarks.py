@@ -361,6 +361,11 @@ def test_prepare_names_the_source_and_counts_the_samples(
     assert "test: 2020 samples, many 1020, medium 320, few 680" in printed
 
 
+def test_prepare_counts_the_samples_of_two_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prepare", "rotated_and_scaled_digits"])
+    assert "test: 2000 samples, many 160, medium 680, few 1160" in capsys.readouterr().out
+
+
 class TestRotatedDigits:
     splits = staticmethod(lambda: get_dataset("rotated_digits").load(None))
 

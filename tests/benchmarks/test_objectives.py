@@ -15,7 +15,14 @@ from scipy import integrate, special, stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from balanced_sam import BalancedSAM, ShotRegions, TargetBins, TargetWeights, smooth_counts
+from balanced_sam import (
+    BalancedSAM,
+    ShotRegions,
+    TargetBins,
+    TargetGrid,
+    TargetWeights,
+    smooth_counts,
+)
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error, squared_error
 from benchmarks.experiment.method import Method, Objective, Stage
@@ -33,6 +40,7 @@ from benchmarks.methods import (
     lds,
     rrt,
     term,
+    weighted_per_output,
 )
 from benchmarks.methods._losses import unweighted, weighted
 from benchmarks.methods.balanced_mse_bmc import BMC
@@ -200,8 +208,25 @@ def test_weighted_loss_takes_the_weights_of_the_training_counts(
         # On the raw scale INV has the mean of SQINV, which the data set names: here 1.
         normalize=normalized or scheme == "inv",
     )
-    found = weights_of(weighted(scheme)(dataset, recipe, splits_of(TARGETS)))
-    torch.testing.assert_close(found, expected.bin_weights.double())
+    exponent = {"none": 0, "sqinv": 0.5, "inv": 1}[scheme]
+    for same in (scheme, exponent):
+        found = weights_of(weighted(same)(dataset, recipe, splits_of(TARGETS)))
+        torch.testing.assert_close(found, expected.bin_weights.double())
+
+
+def test_each_output_is_weighted_by_the_counts_of_its_own_target() -> None:
+    grid = TargetGrid(TargetBins([0, 1, 2]), TargetBins([0, 10, 20, 30]))
+    targets = torch.tensor([[0.5, 5.0]] * 6 + [[0.5, 15.0]] * 2 + [[1.5, 25.0]])
+    dataset = dataclasses.replace(DATASET, bins=grid, criterion=absolute_error)
+    splits = Splits(UNUSED, UNUSED, UNUSED, targets, grid.counts(targets), "")
+    (stage,) = weighted_per_output.METHOD.stages(RECIPE, exponent=0.3)
+    loss = stage.objective(dataset, RECIPE, splits)
+    for axis, bins in enumerate(grid.axes):
+        alone = TargetWeights.from_targets(targets[:, axis], bins, scheme=0.3)
+        torch.testing.assert_close(loss.weights(targets)[:, axis], alone(targets[:, axis]))
+    predictions = targets + torch.tensor([1.0, -2.0])
+    expected = (torch.tensor([1.0, 2.0]) * loss.weights(targets)).mean()
+    torch.testing.assert_close(loss.of(predictions, targets), expected)
 
 
 @pytest.mark.parametrize("criterion", [absolute_error, squared_error])
