@@ -2,8 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Most of what is installed is never imported, and need not be compiled.
-PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 
 .PHONY: demo test lint docs html wheel-test site-test clean
@@ -13,7 +12,8 @@ demo: .venv/demo
 	$(BIN)/python -m benchmarks table rotated_digits --records demo
 	$(BIN)/python -m benchmarks plot rotated_digits --records demo --out demo
 
-test: .venv/test lint docs
+test: .venv/test
+	$(MAKE) --jobs=2 lint docs
 	$(BIN)/python -m benchmarks table --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
@@ -30,12 +30,11 @@ html: .venv/test
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
 
 # The tests in the source distribution, against the wheel, where nothing else is installed.
-wheel-test: .venv/test
-	rm -rf dist .venv-wheel
+wheel-test: .venv/test .venv-wheel/test
+	rm -rf dist .venv-wheel/sdist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
-	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python $(PIP) "$$(echo dist/*.whl)[test]"
+	.venv-wheel/bin/python $(PIP) --force-reinstall --no-deps dist/*.whl
 	tar --extract --gzip --file dist/*.tar.gz --directory .venv-wheel --strip-components 1 --one-top-level=sdist
 	cd .venv-wheel/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest --numprocesses 2 --dist worksteal --quiet tests --pyargs balanced_sam
 
@@ -58,6 +57,11 @@ clean:
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/demo
+
+.venv-wheel/test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python $(PIP) '.[test]'
+	touch $@
 
 .venv/site: pyproject.toml constraints.txt | .venv/test
 	$(INSTALL) --editable '.[dev,site]'
