@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,9 @@ def _add_cost(commands: Commands) -> None:
     _add_data(parser)
     _add_records(parser)
     parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
-    parser.add_argument("--batch-size", type=int, help="another than the recipe's")
-    parser.add_argument("--steps", type=int, default=8, help="of a turn of a method")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each method")
+    parser.add_argument("--batch-size", type=_at_least(1), help="another than the recipe's")
+    parser.add_argument("--steps", type=_at_least(1), default=8, help="of a turn of a method")
+    parser.add_argument("--rounds", type=_at_least(2), default=9, help="turns of each method")
     parser.set_defaults(command=_cost)
 
 
@@ -206,7 +207,7 @@ def _cost(options: argparse.Namespace) -> None:
 def _add_overhead(commands: Commands) -> None:
     parser = commands.add_parser("overhead", help="measure a step beside its two passes and peers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU; none: torch's choice")
+    parser.add_argument("--threads", type=_at_least(1), help="of the CPU; none: torch's choice")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each measurement")
     parser.add_argument("--out", type=Path, help="the record; none: named by the device")
     parser.set_defaults(command=_overhead)
@@ -234,9 +235,11 @@ def _overhead(options: argparse.Namespace) -> None:
 def _add_loading(commands: Commands) -> None:
     parser = commands.add_parser("loading", help="measure whether faces are read fast enough")
     parser.add_argument("--device", default="cpu", help="torch's name: cpu, cuda")
-    parser.add_argument("--images", type=int, default=2000, help="written; 3/5 are read in a round")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--images", type=_at_least(5), default=2000, help="written; 3/5 are read in a round"
+    )
+    parser.add_argument("--batch-size", type=_at_least(1), default=32)
+    parser.add_argument("--rounds", type=_at_least(1), default=5)
     parser.add_argument("--out", type=Path, default=COMMITTED / "loading.json")
     parser.set_defaults(command=_loading)
 
@@ -327,7 +330,19 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=_at_least(1), default=1, help="runs at a time")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not below ``least``."""
+
+    def whole(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, but got {text}")
+        return int(text)
+
+    whole.__name__ = "whole number"  # as argparse names what it cannot read
+    return whole
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -288,6 +288,27 @@ def test_a_wrong_command_says_what_was_expected(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["cost", "rotated_digits", "--steps", "0"], "--steps: expected at least 1, but got 0"),
+        (["cost", "rotated_digits", "--rounds", "1"], "--rounds: expected at least 2, but got 1"),
+        (["cost", "rotated_digits", "--batch-size", "0"], "--batch-size: expected at least 1"),
+        (["loading", "--rounds", "0"], "--rounds: expected at least 1, but got 0"),
+        (["loading", "--images", "4"], "--images: expected at least 5, but got 4"),
+        (["overhead", "--threads", "-1"], "--threads: expected at least 1, but got -1"),
+        (["run", "rotated_digits", "sam", "--jobs", "0"], "--jobs: expected at least 1"),
+        (["run", "rotated_digits", "sam", "--jobs", "two"], "--jobs: invalid"),
+    ],
+)
+def test_a_count_that_cannot_be_is_refused_before_anything_is_done(
+    command: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command)
+    assert message in capsys.readouterr().err
+
+
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
     path.parent.mkdir(parents=True)

@@ -39,22 +39,6 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
         assert min(row["seconds"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--steps", "0"], "steps to be at least 1, but got 0"),
-        (["--rounds", "1"], "rounds to be at least 2, but got 1"),
-        (["--batch-size", "0"], "batch_size to be at least 1, but got 0"),
-    ],
-)
-def test_cost_refuses_what_cannot_be_measured(
-    options: list[str], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(SystemExit, match=message):
-        main(["cost", "rotated_digits", "bsam", "--records", str(tmp_path), *options])
-    assert not list(tmp_path.iterdir())
-
-
 def point(cost: float, error: float, *, to_cheaper: tuple[Interval, ...] = ()) -> Point:
     return Point(
         method="bsam",
