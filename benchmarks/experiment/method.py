@@ -46,10 +46,6 @@ class Method:
     constants: Mapping[str, Any] = field(default_factory=dict)
     """What the method has of its own, with the values of a data set on which nothing was tuned."""
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Other values, by data set."""
+    """Other values, by data set, of the constants and of entries of the recipe."""
     place: int = 100
     """Where its row stands in a table; the same places by name."""
-
-    def constants_on(self, dataset: str) -> dict[str, Any]:
-        """Return the constants on a data set."""
-        return {**self.constants, **self.tuned.get(dataset, {})}

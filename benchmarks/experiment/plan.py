@@ -58,10 +58,7 @@ def plan(
         ValueError: If there is no such entry, or its value cannot be.
     """
     changes = changes or {}
-    recipe = get_dataset(dataset).recipe
-    if normalized:
-        recipe = recipe.normalize(get_dataset(dataset).mean_weight)
-    constants = get_method(method).constants_on(dataset)
+    constants = dict(get_method(method).constants)
     entries = {field.name for field in dataclasses.fields(Recipe)}
     if "normalized" in changes:
         raise ValueError("Expected --normalized, which converts the recipe, not --set normalized.")
@@ -70,6 +67,12 @@ def plan(
             f"Expected entries of the recipe {sorted(entries)} or constants of {method} "
             f"{sorted(constants)}, but got {unknown}."
         )
+    tuned = get_method(method).tuned.get(dataset, {})
+    recipe = get_dataset(dataset).recipe
+    recipe = dataclasses.replace(recipe, **{k: v for k, v in tuned.items() if k in entries})
+    constants |= {k: v for k, v in tuned.items() if k not in entries}
+    if normalized:
+        recipe = recipe.normalize(get_dataset(dataset).mean_weight)
     for name, value in changes.items():
         least = int(name in _POSITIVE)
         if isinstance(value, (int, float)) and value < least:

@@ -98,15 +98,19 @@ def read_records(root: Path, dataset: str) -> dict[str, list[Record]]:
 
 
 def _check_comparable(records: list[Record], folder: Path) -> None:
-    """Raise if the runs do not share data, precision and all of the recipe that methods share."""
-    for name, values in {
+    """Raise if the runs do not share data, precision and batches, and a method's its schedule."""
+    shared = {
         "data": [record.provenance.get("data_sha256") for record in records],
         "precision": [record.provenance.get("precision") for record in records],
-        **{
-            entry: [record.recipe.get(entry) for record in records]
-            for entry in ("epochs", "batch_size", "lr", "weight_decay", "normalized")
-        },
-    }.items():
+        "batch_size": [record.recipe.get("batch_size") for record in records],
+        "normalized": [record.recipe.get("normalized") for record in records],
+    }
+    for method in {record.method for record in records}:
+        for entry in ("epochs", "lr", "weight_decay"):
+            shared[f"{entry} of {method}"] = [
+                record.recipe.get(entry) for record in records if record.method == method
+            ]
+    for name, values in shared.items():
         if len(set(values)) > 1:
             raise ValueError(
                 f"Expected the records in {folder} to share their {name}, but got "

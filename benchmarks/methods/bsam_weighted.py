@@ -15,6 +15,6 @@ METHOD = Method(
     summary="weights n^-exponent in both passes",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
-    tuned=TUNED,
+    tuned=TUNED | {"rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75}},
     place=13,
 )

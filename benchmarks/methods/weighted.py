@@ -15,5 +15,6 @@ METHOD = Method(
     summary="weights n^-exponent, one pass",
     stages=_stages,
     constants={"exponent": 0.5},
+    tuned={"rotated_and_scaled_digits": {"exponent": 0.75}},
     place=5,
 )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from balanced_sam import TargetGrid
 from benchmarks.experiment.dataset import Dataset
+from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import get_dataset, get_method
 from benchmarks.results import fronts, heat_maps
@@ -109,7 +110,7 @@ def rho_sweep(name: str) -> Figure:
                 label=get_method(method).title,
             )
         axes.axvline(
-            get_method("bsam").constants_on(name)["rho"],
+            plan(name, "bsam").constants["rho"],
             color="#999999",
             linewidth=1,
             zorder=0,

@@ -28,7 +28,7 @@ from benchmarks.experiment.record import (
     write_json,
     write_record,
 )
-from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
+from benchmarks.experiment.registry import dataset_names, get_dataset, method_names
 from benchmarks.results import fronts, tables
 from benchmarks.results.intervals import metric_on_draws, paired_difference
 from benchmarks.results.results import Results
@@ -46,7 +46,7 @@ SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 512, "lr": 0.01, "pretrained
 
 def short(name: str, method: str, **changes: Any) -> Plan:
     """Return the plan of a method on a data set, so short that a miniature trains in a moment."""
-    constants = get_method(method).constants_on(name)
+    constants = plan(name, method).constants
     # Where there is a stage of the head alone.
     stages = {"retrain_epochs", "balanced_mse_epochs"}
     of_head = dict.fromkeys((entry for entry in stages if constants.get(entry)), 2)
@@ -322,7 +322,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     for seed, changes in enumerate(({}, {"lr": 0.7})):
         path = tmp_path / "rotated_digits" / "vanilla" / f"seed-{seed}.json"
         write_record(path, a_record(seed=seed, recipe=recipe | changes))
-    with pytest.raises(ValueError, match=r"share their lr, but got \['0.3', '0.7'\]"):
+    with pytest.raises(ValueError, match=r"share their lr of vanilla, but got \['0.3', '0.7'\]"):
         read_records(tmp_path, "rotated_digits")
 
 
@@ -591,7 +591,7 @@ class TestCommittedRecords:
             ("balanced_mse_lr", ("balanced_mse_gai", "balanced_mse_bmc")),
         ):
             chosen = {plan(name, method).description[entry] for method in methods}
-            epochs = get_method(methods[0]).constants_on(name).get("balanced_mse_epochs")
+            epochs = plan(name, methods[0]).constants.get("balanced_mse_epochs")
             if entry == "balanced_mse_lr" and epochs == 0:
                 # Where Balanced MSE trains the whole network, there is no head to tune.
                 continue

@@ -20,7 +20,8 @@ from benchmarks.datasets._face_augmentation import FaceAugmentation
 from benchmarks.datasets._face_images import Faces, random_box
 from benchmarks.datasets._faces import BINS
 from benchmarks.experiment.dataset import Dataset, Splits
-from benchmarks.experiment.registry import get_method, method_names
+from benchmarks.experiment.plan import plan
+from benchmarks.experiment.registry import method_names
 
 DATASETS = {"agedb_dir": agedb_dir.DATASET, "imdb_wiki_dir": imdb_wiki_dir.DATASET}
 AGEDB = agedb_dir.DATASET
@@ -355,7 +356,7 @@ def test_mean_weight_is_that_of_raw_sqinv_and_converts_the_recipe(
 def test_recipes_differ_in_rho_and_the_steps_of_a_new_head_alone() -> None:
     assert IMDB_WIKI.recipe == AGEDB.recipe
     for method in method_names():
-        of_agedb, of_imdb_wiki = (get_method(method).constants_on(name) for name in DATASETS)
+        of_agedb, of_imdb_wiki = (plan(name, method).constants for name in DATASETS)
         if "rho" in of_agedb:
             assert (of_agedb.pop("rho"), of_imdb_wiki.pop("rho")) == (0.2, 0.05)
         if "balanced_mse_epochs" in of_agedb:

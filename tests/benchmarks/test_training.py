@@ -147,7 +147,7 @@ def test_constants_are_what_the_method_takes_on_each_data_set_and_no_more(method
     for name in dataset_names():
         if "balanced_mse" in method and isinstance(get_dataset(name).bins, TargetGrid):
             continue  # It is for one target.
-        constants = about.constants_on(name)
+        constants = plan(name, method).constants
         assert constants.keys() == about.constants.keys()
         make_losses(about, name, constants)
         with pytest.raises(TypeError):
@@ -155,6 +155,21 @@ def test_constants_are_what_the_method_takes_on_each_data_set_and_no_more(method
         for left_out in constants:
             with pytest.raises(TypeError):
                 make_losses(about, name, {k: v for k, v in constants.items() if k != left_out})
+
+
+def test_a_method_trains_by_what_was_tuned_of_the_recipe_unless_it_is_changed() -> None:
+    name, method = "rotated_and_scaled_digits", "bsam_weighted"
+    tuned = get_method(method).tuned[name]
+    assert tuned["epochs"] != get_dataset(name).recipe.epochs
+    tuned_plan = plan(name, method)
+    assert tuned_plan.recipe == dataclasses.replace(
+        get_dataset(name).recipe, epochs=tuned["epochs"]
+    )
+    assert tuned_plan.stages[0].epochs == tuned["epochs"]
+    assert tuned_plan.constants["rho"] == tuned["rho"]
+    assert plan(name, method, {"epochs": 3, "rho": 0.2}).description == (
+        tuned_plan.description | {"epochs": 3, "rho": 0.2, "stage_epochs": [3]}
+    )
 
 
 def make_losses(method: Method, name: str, constants: dict[str, Any]) -> None:
