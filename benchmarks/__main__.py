@@ -45,12 +45,11 @@ def _add_list(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    print("Data sets")
-    for name in registry.dataset_names():
-        print(f"  {name:20} {registry.get_dataset(name).title}")
-    print("Methods")
-    for name in registry.method_names():
-        print(f"  {name:20} {registry.get_method(name).summary}")
+    names = {"datasets": registry.dataset_names(), "methods": registry.method_names()}
+    for folder, of_folder in names.items():
+        print(folder)
+        for name in of_folder:
+            print(f"  {name:26} {registry.first_line(folder, name)}")
 
 
 def _add_miniature(commands: Commands) -> None:

@@ -39,7 +39,6 @@ class Method:
     """All that is true of a method."""
 
     title: str
-    summary: str
     stages: Callable[..., list[Stage]]
     """The parts of training, in their order: a function of the recipe, and by name of the method's
     constants."""

@@ -44,7 +44,6 @@ def _grouped(values: Tensor, groups: int) -> Tensor:
 
 METHOD = Method(
     title="Balanced MSE (BMC)",
-    summary="likelihood balanced by the other targets of the batch",
     stages=partial(stages, objective=BMC),
     constants=CONSTANTS,
     tuned=TUNED,

@@ -84,7 +84,6 @@ def fit_mixture(targets: Tensor, components: int) -> tuple[Tensor, Tensor, Tenso
 
 METHOD = Method(
     title="Balanced MSE (GAI)",
-    summary="likelihood balanced by a mixture of Gaussians fitted to the training targets",
     stages=partial(stages, objective=GAI),
     constants={**CONSTANTS, "mixture_components": 8},
     tuned={

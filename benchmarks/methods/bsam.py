@@ -6,7 +6,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM",
-    summary="weights 1/sqrt(n) in both passes",
     stages=two_passes(weighted("sqinv")),
     constants=CONSTANTS,
     tuned=TUNED,

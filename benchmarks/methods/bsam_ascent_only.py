@@ -6,7 +6,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, weights in the ascent only",
-    summary="weights 1/sqrt(n) in the first pass only",
     stages=two_passes(weighted("sqinv"), descent=unweighted),
     constants=CONSTANTS,
     tuned=TUNED,

@@ -7,7 +7,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, statistics of the clean pass",
-    summary="BSAM whose second pass leaves the BatchNorm statistics alone",
     stages=two_passes(
         weighted("sqinv"), descent=lambda network, objective: frozen_running_stats(network)
     ),

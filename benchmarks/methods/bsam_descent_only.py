@@ -6,7 +6,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, weights in the descent only",
-    summary="weights 1/sqrt(n) in the second pass only",
     stages=two_passes(weighted("sqinv"), ascent=unweighted),
     constants=CONSTANTS,
     tuned=TUNED,

@@ -6,7 +6,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="BSAM, INV weights",
-    summary="weights 1/n in both passes",
     stages=two_passes(weighted("inv")),
     constants=CONSTANTS,
     tuned=TUNED,

@@ -52,7 +52,6 @@ def stages(recipe: Recipe, *, rho_quarter: float, rho_warmup_epochs: int) -> lis
 
 METHOD = Method(
     title="BSAM, quarter",
-    summary="BSAM whose ascent takes a quarter of the batch, drawn by weight",
     stages=stages,
     constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0},
     tuned={

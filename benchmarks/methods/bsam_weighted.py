@@ -12,7 +12,6 @@ def _stages(recipe: Recipe, *, exponent: float, **constants: float) -> list[Stag
 
 METHOD = Method(
     title="BSAM, weighted",
-    summary="weights n^-exponent in both passes",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
     tuned=TUNED | {"rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75}},

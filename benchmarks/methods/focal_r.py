@@ -32,7 +32,6 @@ class FocalR(Loss):
 
 METHOD = Method(
     title="Focal-R",
-    summary="losses scaled down where the error is small, one pass",
     stages=whole(FocalR),
     place=6,
 )

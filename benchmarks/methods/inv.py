@@ -6,7 +6,6 @@ from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="INV",
-    summary="weights 1/n, one pass",
     stages=whole(weighted("inv")),
     place=2,
 )

@@ -9,7 +9,6 @@ from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="LDS",
-    summary="weights of smoothed counts, one pass",
     stages=whole(weighted(None, smoothed=True)),
     place=5,
 )

@@ -26,7 +26,6 @@ def stages(recipe: Recipe, *, retrain_epochs: int, retrain_lr: float) -> list[St
 
 METHOD = Method(
     title="RRT",
-    summary="vanilla, then the head anew with weights 1/sqrt(n)",
     stages=stages,
     constants={"retrain_epochs": 90, "retrain_lr": 1e-3},
     tuned={

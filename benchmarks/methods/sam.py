@@ -6,7 +6,6 @@ from benchmarks.methods._sam import CONSTANTS, TUNED, two_passes
 
 METHOD = Method(
     title="SAM",
-    summary="loss unweighted, two passes",
     stages=two_passes(weighted("none")),
     constants=CONSTANTS,
     tuned=TUNED,

@@ -6,7 +6,6 @@ from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="SQINV",
-    summary="weights 1/sqrt(n), one pass",
     stages=whole(weighted("sqinv")),
     place=3,
 )

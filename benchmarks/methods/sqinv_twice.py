@@ -6,7 +6,6 @@ from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="SQINV, twice the epochs",
-    summary="weights 1/sqrt(n), one pass, as many passes in all as BSAM",
     stages=whole(weighted("sqinv"), epochs_factor=2),
     place=4,
 )

@@ -33,7 +33,6 @@ class TERM(Loss):
 
 METHOD = Method(
     title="TERM",
-    summary="exponentially tilted mean of the losses, one pass",
     stages=lambda recipe, *, term_t: whole(partial(TERM, t=term_t))(recipe),
     constants={"term_t": 0.05},
     tuned={

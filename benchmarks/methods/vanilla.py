@@ -6,7 +6,6 @@ from benchmarks.methods._stages import whole
 
 METHOD = Method(
     title="Vanilla",
-    summary="loss unweighted, one pass",
     stages=whole(weighted("none")),
     tuned={"rotated_and_scaled_digits": {"lr": 0.03}},
     place=1,

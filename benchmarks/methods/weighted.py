@@ -12,7 +12,6 @@ def _stages(recipe: Recipe, *, exponent: float) -> list[Stage]:
 
 METHOD = Method(
     title="Weighted",
-    summary="weights n^-exponent, one pass",
     stages=_stages,
     constants={"exponent": 0.5},
     tuned={"rotated_and_scaled_digits": {"exponent": 0.75}},

@@ -44,7 +44,6 @@ def _stages(recipe: Recipe, *, exponent: float) -> list[Stage]:
 
 METHOD = Method(
     title="Weighted per output",
-    summary="weights n^-exponent of each output by itself, one pass",
     stages=_stages,
     constants={"exponent": 0.5},
     place=6,

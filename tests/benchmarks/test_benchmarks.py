@@ -352,6 +352,7 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*dataset_names(), *method_names()])
+    assert re.search(r"\n  sam +SAM on the unweighted loss \(Foret et al\., 2021\)\.\n", printed)
 
 
 # Of what only training needs, each takes a second or more to import.
@@ -362,6 +363,7 @@ import sys
 from benchmarks.__main__ import main
 
 main(["list"])
+assert "torch" not in sys.modules
 main(["table", "agedb_dir"])
 import benchmarks.results.plots
 

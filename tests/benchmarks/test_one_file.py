@@ -31,7 +31,6 @@ class Powered(Loss):
 
 METHOD = Method(
     title="Powered",
-    summary="losses to a power",
     stages=lambda recipe, *, power: whole(partial(Powered, power=power))(recipe),
     constants={"power": 2.0},
     tuned={"lines": {"power": 1.5}},
@@ -111,8 +110,8 @@ def test_a_method_and_a_data_set_are_one_file_each(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     listed, table = done.stdout.split("table of lines:")
-    assert "Lines" in listed
-    assert "losses to a power" in listed
+    assert "Points on a noisy line." in listed
+    assert "The mean of the losses to a power of its own." in listed
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     # Without a place of its own a method comes last.
     assert rows.index("SQINV") < rows.index("BSAM") < rows.index("Powered")
