@@ -532,13 +532,18 @@ class TestIntervals:
             self.difference(np.ones((3, 2)), np.ones((4, 2)), np.ones(2), metric="MAE")
 
 
-@pytest.fixture(scope="module", params=["rotated_digits", "rooms"])
+BY_BEST_EPOCH, BY_LAST_EPOCH = ("rotated_digits", "rooms"), ("rotated_and_scaled_digits",)
+"""Data sets by the epoch whose validation error chose the settings that were committed."""
+
+
+@pytest.fixture(scope="module", params=[*BY_BEST_EPOCH, *BY_LAST_EPOCH])
 def committed(request: pytest.FixtureRequest) -> tuple[str, dict[str, list[Record]]]:
     """Return an embedded data set's name and its committed records."""
     return request.param, read_records(COMMITTED, request.param)
 
 
 class TestCommittedRecords:
+    @pytest.mark.parametrize("committed", BY_BEST_EPOCH, indirect=True)
     def test_every_method_has_the_same_seeds_from_0_on(
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
@@ -551,6 +556,25 @@ class TestCommittedRecords:
             is_main = method in {"vanilla", "inv", *fronts.METHODS}
             assert len(seeds) >= (most if is_main else least), method
         assert len(records["bsam_inv"]) >= 5
+
+    @pytest.mark.parametrize("committed", BY_LAST_EPOCH, indirect=True)
+    def test_every_method_has_ten_seeds(
+        self, committed: tuple[str, dict[str, list[Record]]]
+    ) -> None:
+        for method, runs in committed[1].items():
+            assert [run.seed for run in runs] == list(range(10)), method
+
+    @pytest.mark.parametrize("committed", BY_LAST_EPOCH, indirect=True)
+    def test_each_method_runs_with_its_lowest_validation_error_at_the_end(
+        self, committed: tuple[str, dict[str, list[Record]]]
+    ) -> None:
+        name, records = committed
+        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+        # SQINV is the point of the weighted family with the exponent of the library's default.
+        assert choices.keys() == records.keys() - {"sqinv"}
+        for method, settings in choices.items():
+            best = min(settings.values(), key=lambda row: row["last"]["all"])
+            assert plan(name, method).description == best["recipe"]
 
     def test_records_are_of_the_recipe_in_the_code(
         self, committed: tuple[str, dict[str, list[Record]]]
@@ -578,6 +602,7 @@ class TestCommittedRecords:
             errors = [epoch[error] for epoch in run.history[first:]]
             assert run.best_epoch == first + errors.index(min(errors))
 
+    @pytest.mark.parametrize("committed", BY_BEST_EPOCH, indirect=True)
     def test_the_recipe_is_the_choice_of_the_tuning_records(
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
