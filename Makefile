@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: demo test lint docs html wheel-test site-test clean
+.PHONY: demo test lint tables docs html wheel-test site-test clean
 
 demo: .venv/demo
 	$(BIN)/python -m benchmarks run rotated_digits vanilla sqinv sam bsam --seeds 0 1 2 --jobs 2 --resume --records demo
@@ -13,8 +13,7 @@ demo: .venv/demo
 	$(BIN)/python -m benchmarks plot rotated_digits --records demo --out demo
 
 test: .venv/test
-	$(MAKE) --jobs=2 lint docs
-	$(BIN)/python -m benchmarks table --check
+	$(MAKE) --jobs=2 lint docs tables
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 lint: .venv/test
@@ -23,6 +22,9 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+tables: .venv/test
+	$(BIN)/python -m benchmarks table --check
+
 docs: html
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder doctest docs docs/_build/doctest
 
@@ -30,11 +32,12 @@ html: .venv/test
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
 
 # The tests in the source distribution, against the wheel, where nothing else is installed.
-wheel-test: .venv/test .venv-wheel/test
-	rm -rf dist .venv-wheel/sdist
+wheel-test: .venv/test
+	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
-	.venv-wheel/bin/python $(PIP) --force-reinstall --no-deps dist/*.whl
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP) "$$(echo dist/*.whl)[test]"
 	tar --extract --gzip --file dist/*.tar.gz --directory .venv-wheel --strip-components 1 --one-top-level=sdist
 	cd .venv-wheel/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest --numprocesses 2 --dist worksteal --quiet tests --pyargs balanced_sam
 
@@ -58,11 +61,6 @@ clean:
 	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/demo
 
-.venv-wheel/test: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear .venv-wheel
-	.venv-wheel/bin/python $(PIP) '.[test]'
-	touch $@
-
 .venv/site: pyproject.toml constraints.txt | .venv/test
-	$(INSTALL) --editable '.[dev,site]'
+	$(INSTALL) --no-build-isolation --editable '.[site]'
 	touch $@
