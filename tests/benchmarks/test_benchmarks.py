@@ -41,6 +41,8 @@ from support.networks import TinyNetwork
 ROOT = Path(__file__).parents[2]
 weekly = pytest.mark.weekly
 LARGE = ("agedb_dir", "imdb_wiki_dir", "nyud2_dir")
+QUICK = ("rooms", "airports", "melting_points")
+"""Whose own networks take no time."""
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 512, "lr": 0.01, "pretrained": False}
 
 
@@ -70,10 +72,10 @@ def miniature(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[st
 
 @pytest.fixture
 def quick(miniature: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
-    """Return the miniature; networks are small for the test, but for one."""
+    """Return the miniature; networks are small for the test."""
     name, _ = miniature
     dataset = get_dataset(name)
-    if name != "rooms":
+    if name not in QUICK:
         maps = dataset.metrics[0] == "RMSE"
         network = partial(TinyNetwork, maps=maps, outputs=len(dataset.bins.axes))
         dataset = dataclasses.replace(dataset, network=lambda recipe: network())
