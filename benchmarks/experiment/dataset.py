@@ -78,12 +78,16 @@ class Dataset:
     recipe: Recipe
     network: Callable[[Recipe], nn.Module]
     """Make the network; its attribute ``head`` is its end, which some methods train anew."""
-    load: Callable[[Path | None], Splits]
-    """Read the data below a folder, or the embedded data if there is no folder."""
+    load: Callable[..., Splits]
+    """Read the data below a folder, or the embedded data if there is no folder; where there are
+    folds also a function of the number of the fold, which is 0 unless it is said."""
     write_miniature: Callable[[Path], None]
     """Lay a few generated samples below a folder, in the real layout."""
     published: str = ""
     """The entry of ``records/published.json`` to set beside our own figures, if there is one."""
+    folds: int = 1
+    """Parts of the samples each of which is the test set of some runs, where a single one would
+    have too few rare targets."""
     ours: str = ""
     """What of the recipe is our own choice, because the literature gives none."""
     augmentation: Callable[[], nn.Module] | None = None
@@ -103,3 +107,11 @@ class Dataset:
     """Mean of the raw SQINV weights over the training targets, by which ``normalize`` converts."""
     test_selection: bool = False
     """Whether the literature chooses the epoch on the test set: reported beside, named so."""
+
+    def fold(self, seed: int) -> int:
+        """Return which fold the run of a seed is tested on."""
+        return seed % self.folds
+
+    def load_for(self, seed: int, root: Path | None) -> Splits:
+        """Return the splits of the run of a seed."""
+        return self.load(root) if self.folds == 1 else self.load(root, fold=self.fold(seed))

@@ -1,7 +1,7 @@
 """Paired bootstrap intervals of the difference of two methods."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,7 +13,7 @@ _OF_MEAN: dict[str, Callable[[Array], Array]] = {"GM": np.exp, "RMSE": np.sqrt}
 """The metric, of the mean over targets; others are the mean itself."""
 
 
-def metric_on_draws(sums: Array, counts: Array, *, metric: str) -> Array:
+def metric_on_draws(sums: Array, counts: Array, *, metric: str, fold: int = 0) -> Array:
     """Return a metric of each run on the test samples, and on each bootstrap sample of them.
 
     Args:
@@ -21,29 +21,34 @@ def metric_on_draws(sums: Array, counts: Array, *, metric: str) -> Array:
             absolute errors for MAE, their logarithms for GM, squares for RMSE, hits for delta_1.
         counts: How many targets each sample has, shape ``(samples,)``: 1, or a map's pixels.
         metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
+        fold: Which test set it is: others are drawn by themselves.
 
     Returns:
         The metric, shape ``(1 + RESAMPLES, seeds)``; NaN where there is no target.
     """
     if not counts.sum():
         return np.full((1 + RESAMPLES, len(sums)), np.nan)
-    shares = _shares(len(counts), stream=1)
+    shares = _shares(len(counts), stream=(1, fold))
     targets = shares @ counts
     # A draw of samples of which none has a target says nothing.
     means: Array = (shares @ sums.T) / np.where(targets > 0, targets, np.nan)[:, None]
     return _OF_MEAN.get(metric, np.asarray)(means)
 
 
-def paired_difference(method: Array, reference: Array) -> tuple[float, float, float]:
+def paired_difference(
+    method: Array, reference: Array, folds: Sequence[int] = ()
+) -> tuple[float, float, float]:
     """Return the difference of a metric and its 95 % bootstrap interval.
 
     Both the seeds and the test samples are drawn with replacement, the same draw for both methods
     (the pigeonhole bootstrap), so that the interval covers another training run and another test
-    set. With few seeds it is an approximation: five seeds say little about a sixth.
+    set. With few seeds it is an approximation: five seeds say little about a sixth. Where there are
+    folds they are drawn, and then the seeds of each.
 
     Args:
         method: What :func:`metric_on_draws` returns of a method.
         reference: The same of the reference, on the same seeds and samples.
+        folds: The fold of each seed; all are of the same if it is empty.
 
     Returns:
         Method minus reference, and the lower and upper end of the interval, in the metric's unit;
@@ -57,7 +62,7 @@ def paired_difference(method: Array, reference: Array) -> tuple[float, float, fl
             f"Expected two methods on the same seeds, but got shapes {method.shape} and "
             f"{reference.shape}."
         )
-    shares = _shares(method.shape[1], stream=0)
+    shares = _shares_of_runs(tuple(folds) or (0,) * method.shape[1])
     value, *drawn = (shares * (method - reference)).sum(axis=1)
     if math.isnan(value):
         return math.nan, math.nan, math.nan
@@ -66,7 +71,19 @@ def paired_difference(method: Array, reference: Array) -> tuple[float, float, fl
 
 
 @cache
-def _shares(size: int, *, stream: int) -> Array:
+def _shares_of_runs(folds: tuple[int, ...]) -> Array:
+    """Return each run's share, of its fold and in it; the shape is that of :func:`_shares`."""
+    names = sorted(set(folds))
+    shares = np.empty((1 + RESAMPLES, len(folds)))
+    for place, name in enumerate(names):
+        members = [k for k, fold in enumerate(folds) if fold == name]
+        of_fold = _shares(len(names), stream=(2, 0))[:, [place]]
+        shares[:, members] = of_fold * _shares(len(members), stream=(0, name))
+    return shares
+
+
+@cache
+def _shares(size: int, *, stream: tuple[int, int]) -> Array:
     """Return each item's share, equal ones first, then those of each bootstrap sample.
 
     The shape is ``(1 + RESAMPLES, size)``.

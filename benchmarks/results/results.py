@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.experiment.record import COMMITTED, Record, read_records
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results.intervals import metric_on_draws, paired_difference
+from benchmarks.results.intervals import RESAMPLES, metric_on_draws, paired_difference
 from benchmarks.training.evaluation import sample_sums
 
 BASIS = "sqinv"
@@ -103,7 +103,8 @@ class Results:
             self._on_draws(name, region)[:, [run.seed in seeds for run in self.records[name]]]
             for name in (method, reference)
         ]
-        return Interval(*paired_difference(*of_seeds))
+        folds = [self.dataset.fold(seed) for seed in seeds]
+        return Interval(*paired_difference(*of_seeds, folds))
 
     def passes(self, method: str) -> float | None:
         """Return the passes over those of SQINV, which trains as many steps; None without it."""
@@ -131,12 +132,20 @@ class Results:
         """Return the metric of each run on each draw of the test samples."""
         key = (method, region, self.selection, self.metric)
         if key not in self._drawn:
-            pairs = [
-                sample_sums(run, self.dataset, self.selection, region, self.metric)
-                for run in self.records[method]
-            ]
-            sums = np.stack([of_samples for of_samples, _ in pairs])
-            self._drawn[key] = metric_on_draws(sums, pairs[0][1], metric=self.metric)
+            runs = self.records[method]
+            drawn = np.empty((1 + RESAMPLES, len(runs)))
+            # Runs of a fold share their test samples.
+            for fold in range(self.dataset.folds):
+                of_fold = [k for k, run in enumerate(runs) if self.dataset.fold(run.seed) == fold]
+                if not of_fold:
+                    continue
+                pairs = [
+                    sample_sums(runs[k], self.dataset, self.selection, region, self.metric)
+                    for k in of_fold
+                ]
+                sums, counts = np.stack([of_samples for of_samples, _ in pairs]), pairs[0][1]
+                drawn[:, of_fold] = metric_on_draws(sums, counts, metric=self.metric, fold=fold)
+            self._drawn[key] = drawn
         return self._drawn[key]
 
 

@@ -160,7 +160,7 @@ def _tell() -> None:
 def _run(run: Run, resume: bool, after_epoch: Callable[[], None]) -> str:
     """Train, write the record, clear up; return the name of the run."""
     # First, so that a run whose data cannot be read leaves nothing behind, and loses nothing.
-    splits = get_dataset(run.dataset).load(run.data)
+    splits = get_dataset(run.dataset).load_for(run.seed, run.data)
     run.path.parent.mkdir(parents=True, exist_ok=True)
     # A killed parent's worker may live on to the end of its epoch.
     with FileLock(run.path.with_name(f".seed-{run.seed}.lock")):

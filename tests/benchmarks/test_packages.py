@@ -9,7 +9,7 @@ import torch
 
 from balanced_sam import TargetBins
 from benchmarks.datasets import _packages
-from benchmarks.datasets._packages import PackagedTable, split_at_random
+from benchmarks.datasets._packages import FOLDS, PackagedTable, split_at_random
 from benchmarks.datasets.airports import TABLE
 from benchmarks.datasets.melting_points import IDENTIFIERS, POINTS
 
@@ -56,7 +56,8 @@ def test_a_table_of_another_version_names_both(change: Any, monkeypatch: Any) ->
 
 def test_a_fifth_each_is_for_validation_and_test() -> None:
     targets = torch.arange(100.0)
-    splits = split_at_random(2 * targets[:, None], targets, TargetBins.uniform(0, 100, width=10))
+    bins = TargetBins.uniform(0, 100, width=10)
+    splits = split_at_random(2 * targets[:, None], targets, bins, fold=0)
     parts = [splits.train, splits.validation, splits.test]
     assert [len(part) for part in parts] == [60, 20, 20]
     drawn = torch.cat([part.targets for part in parts])
@@ -71,7 +72,20 @@ def test_the_same_samples_are_split_alike() -> None:
     before = torch.get_rng_state()
     targets = torch.arange(50.0)
     bins = TargetBins.uniform(0, 50, width=10)
-    first, second = (split_at_random(targets[:, None], targets, bins) for _ in range(2))
+    first, second = (split_at_random(targets[:, None], targets, bins, fold=0) for _ in range(2))
     assert torch.equal(first.test.targets, second.test.targets)
     assert first.checksum == second.checksum
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_sample_is_tested_in_one_fold_and_validates_in_another() -> None:
+    targets = torch.arange(103.0)
+    bins = TargetBins.uniform(0, 103, width=1)
+    folds = [split_at_random(targets[:, None], targets, bins, fold=k) for k in range(FOLDS)]
+    for name in ("test", "validation"):
+        parts = [getattr(splits, name).targets for splits in folds]
+        assert torch.equal(torch.cat(parts).sort().values, targets)
+    for splits in folds:
+        parts = [splits.train.targets, splits.validation.targets, splits.test.targets]
+        assert torch.equal(torch.cat(parts).sort().values, targets)
+        assert splits.checksum == folds[0].checksum
