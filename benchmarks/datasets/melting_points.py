@@ -143,7 +143,7 @@ DATASET = Dataset(
     folds=FOLDS,
     metrics=("MAE", "GM"),
     criterion=absolute_error,
-    recipe=Recipe(epochs=20, batch_size=128, lr=1e-3, weight_decay=0.0, optimizer="adam"),
+    recipe=Recipe(epochs=20, batch_size=256, lr=2e-3, weight_decay=0.0, optimizer="adam"),
     network=lambda recipe: Perceptron(FEATURES, offset=400.0, scale=100.0),
     load=load,
     write_miniature=write_miniature,
