@@ -62,5 +62,5 @@ clean:
 	touch $@ .venv/demo
 
 .venv/site: pyproject.toml constraints.txt | .venv/test
-	$(INSTALL) --no-build-isolation --editable '.[site]'
+	$(INSTALL) --editable '.[site]'
 	touch $@
