@@ -1,4 +1,4 @@
-"""What the two forms of Balanced MSE share (Ren et al., 2022): noise scale, scaling and stages.
+"""What the forms of Balanced MSE share (Ren et al., 2022): noise scale, scaling, BMC and stages.
 
 Both are the negative log-likelihood of a target under Gaussian noise around the prediction, were
 all targets equally frequent. They differ in how they know how frequent a target is.
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.method import Objective, Stage
@@ -36,6 +37,10 @@ TUNED: dict[str, dict[str, Any]] = {
     "rooms": _OF_DEPTH,
     "rotated_digits": {"balanced_mse_lr": 0.03},
 }
+
+
+GROUP_SIZE = 256
+"""Targets that are compared with each other at most: a batch of the ages recipe."""
 
 
 class BalancedMSE(Loss):
@@ -100,6 +105,35 @@ class BalancedMSE(Loss):
         """
 
 
+class BMC(BalancedMSE):
+    r"""Balanced MSE as a choice of the right target among those of the batch.
+
+    .. math::
+        -\log \frac{\exp \bigl(-(\hat y_i - y_i)^2 / 2 \sigma^2\bigr)}
+        {\sum_j \exp \bigl(-(\hat y_i - y_j)^2 / 2 \sigma^2\bigr)}
+
+    The pixels of a batch of maps are too many to compare all with all. Our choice: element i
+    belongs to group i modulo the number of groups, so that every group spans the whole batch and
+    their sizes differ by one at most, and is compared with its group.
+    """
+
+    def losses(self, predictions: Tensor, targets: Tensor, variance: Tensor) -> Tensor:
+        """Return the cross-entropies, shape ``(N,)``; 0 where a target is alone."""
+        size = len(targets)
+        groups = max(-(-size // GROUP_SIZE), 1)
+        rows = _grouped(predictions, groups)[:, :, None]
+        columns = _grouped(targets, groups)[:, None]
+        real = _grouped(torch.ones_like(targets, dtype=torch.bool), groups)[:, None]
+        logits = torch.where(real, 0, -torch.inf) - (rows - columns).square() / (2 * variance)
+        losses = logits.logsumexp(dim=2) - logits.diagonal(dim1=1, dim2=2)
+        return losses.T.flatten()[:size]
+
+
+def _grouped(values: Tensor, groups: int) -> Tensor:
+    """Return the values with a row for each group, the shorter rows filled with zeros."""
+    return functional.pad(values, (0, -len(values) % groups)).view(-1, groups).T
+
+
 def stages(
     recipe: Recipe,
     *,
@@ -115,10 +149,14 @@ def stages(
     objective = partial(objective, **constants)
     if not balanced_mse_epochs:
         return whole(objective)(recipe)
-    head = Stage(
-        objective,
-        partial(adam, lr=balanced_mse_lr),
-        epochs=balanced_mse_epochs,
-        part="head",
-    )
-    return after_vanilla(recipe, head)
+    return after_vanilla(recipe, head(objective, balanced_mse_epochs, balanced_mse_lr))
+
+
+def head(objective: Objective, epochs: int, lr: float) -> Stage:
+    """Return the stage that trains a new head."""
+    return Stage(objective, partial(adam, lr=lr), epochs=epochs, part="head")
+
+
+def bmc_head(*, balanced_mse_epochs: int, balanced_mse_lr: float, **constants: Any) -> Stage:
+    """Return the stage that trains a new head by BMC."""
+    return head(partial(BMC, **constants), balanced_mse_epochs, balanced_mse_lr)

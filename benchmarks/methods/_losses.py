@@ -1,7 +1,7 @@
 """Training losses that several methods share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -62,7 +62,11 @@ class _Ones(nn.Module):
 
 
 def weighted(
-    scheme: str | float | None, *, smoothed: bool = False, kind: type[WeightedLoss] = WeightedLoss
+    scheme: str | float | None,
+    *,
+    smoothed: bool = False,
+    clip_counts: tuple[float, float] | None = None,
+    kind: Callable[[Dataset, nn.Module], WeightedLoss] = WeightedLoss,
 ) -> Objective:
     """Return the maker of the data set's loss with weights.
 
@@ -70,9 +74,12 @@ def weighted(
         scheme: ``"inv"``, ``"sqinv"``, ``"none"`` or the exponent; None for the one of the data
             set's LDS.
         smoothed: Take the weights of counts smoothed by LDS.
+        clip_counts: Bounds of the counts; None for those of the data set's INV.
         kind: What is made with the weights.
     """
-    return partial(_make_weighted, scheme=scheme, smoothed=smoothed, kind=kind)
+    return partial(
+        _make_weighted, scheme=scheme, smoothed=smoothed, clip_counts=clip_counts, kind=kind
+    )
 
 
 def _make_weighted(
@@ -82,7 +89,8 @@ def _make_weighted(
     *,
     scheme: str | float | None,
     smoothed: bool,
-    kind: type[WeightedLoss],
+    clip_counts: tuple[float, float] | None,
+    kind: Callable[[Dataset, nn.Module], WeightedLoss],
 ) -> nn.Module:
     scheme = dataset.lds_scheme if scheme is None else scheme
     # The raw scale is that of SQINV; other weights take its mean, or they would train at another
@@ -94,7 +102,7 @@ def _make_weighted(
         splits.train_counts,
         scheme=scheme,
         smoothing=partial(smooth_of, dataset=dataset) if smoothed else None,
-        clip_counts=dataset.clip_counts if scheme in ("inv", 1) else None,
+        clip_counts=clip_counts or (dataset.clip_counts if scheme in ("inv", 1) else None),
         normalize=recipe.normalized or raw,
     )
     if raw:

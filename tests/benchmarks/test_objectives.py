@@ -30,6 +30,7 @@ from benchmarks.experiment.plan import plan
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.experiment.registry import get_dataset
 from benchmarks.methods import (
+    _balanced_mse,
     balanced_mse_bmc,
     balanced_mse_gai,
     bsam,
@@ -42,8 +43,8 @@ from benchmarks.methods import (
     term,
     weighted_per_output,
 )
+from benchmarks.methods._balanced_mse import BMC
 from benchmarks.methods._losses import unweighted, weighted
-from benchmarks.methods.balanced_mse_bmc import BMC
 from benchmarks.methods.balanced_mse_gai import GAI, fit_mixture
 from benchmarks.methods.bsam_quarter import DrawnLoss, quarter
 from benchmarks.methods.focal_r import FocalR
@@ -376,7 +377,7 @@ def test_bmc_compares_each_element_with_its_group(limit: int, size: int) -> None
         return bmc_in_loops(predictions, targets, SIGMA, groups)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(balanced_mse_bmc, "GROUP_SIZE", limit)
+        patch.setattr(_balanced_mse, "GROUP_SIZE", limit)
         torch.testing.assert_close(loss.of(predictions, targets), expected(predictions, targets))
         found = gradient(loss.of, predictions, targets)
     torch.testing.assert_close(found, gradient(expected, predictions, targets))

@@ -1,0 +1,28 @@
+"""BSAM on a loss weighted by a power of the counts, and then a new head by Balanced MSE (BMC)."""
+
+from typing import Any
+
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods import _balanced_mse, _sam
+from benchmarks.methods._balanced_mse import bmc_head
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._sam import two_passes
+
+
+def _stages(
+    recipe: Recipe, *, exponent: float, rho: float, rho_warmup_epochs: int, **constants: Any
+) -> list[Stage]:
+    first = two_passes(weighted(exponent))
+    return [
+        *first(recipe, rho=rho, rho_warmup_epochs=rho_warmup_epochs),
+        bmc_head(**constants),
+    ]
+
+
+METHOD = Method(
+    title="BSAM, balanced head",
+    stages=_stages,
+    constants=_sam.CONSTANTS | _balanced_mse.CONSTANTS | {"exponent": 0.5},
+    place=19,
+)

@@ -1,0 +1,21 @@
+"""Weights of a power of the counts, and then a new head by Balanced MSE (BMC)."""
+
+from typing import Any
+
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods._balanced_mse import CONSTANTS, bmc_head
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._stages import whole
+
+
+def _stages(recipe: Recipe, *, exponent: float, **constants: Any) -> list[Stage]:
+    return [*whole(weighted(exponent))(recipe), bmc_head(**constants)]
+
+
+METHOD = Method(
+    title="Weighted, balanced head",
+    stages=_stages,
+    constants=CONSTANTS | {"exponent": 0.5},
+    place=11,
+)

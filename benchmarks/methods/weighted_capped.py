@@ -1,0 +1,20 @@
+"""Weights of a power of the counts, capped: bins below a count weigh as if they had it."""
+
+import math
+
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.recipe import Recipe
+from benchmarks.methods._losses import weighted
+from benchmarks.methods._stages import whole
+
+
+def _stages(recipe: Recipe, *, exponent: float, least_count: float) -> list[Stage]:
+    return whole(weighted(exponent, clip_counts=(least_count, math.inf)))(recipe)
+
+
+METHOD = Method(
+    title="Weighted, capped",
+    stages=_stages,
+    constants={"exponent": 0.5, "least_count": 10.0},
+    place=6,
+)

@@ -1,0 +1,150 @@
+"""What BSAM is compared with beside the baselines of the paper."""
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from balanced_sam import BalancedSAM, TargetWeights
+from benchmarks.experiment.dataset import Splits
+from benchmarks.experiment.method import Method, Stage
+from benchmarks.experiment.registry import get_dataset
+from benchmarks.methods import (
+    bsam_balanced_head,
+    bsam_loss_units,
+    random_perturbation,
+    weighted_balanced_head,
+    weighted_capped,
+)
+from benchmarks.methods._balanced_mse import BMC
+
+DATASET = get_dataset("rotated_digits")
+TARGETS = torch.cat([torch.full((n,), 10.5 * k) for k, n in enumerate((40, 20, 10, 4, 1))])
+COUNTS = DATASET.bins.counts(TARGETS)
+UNUSED: Any = None
+
+
+def stages_of(method: Method, **changes: Any) -> list[Stage]:
+    return method.stages(DATASET.recipe, **{**method.constants, **changes})
+
+
+def make(stage: Stage) -> Any:
+    """Return the loss of a stage."""
+    return stage.objective(
+        DATASET, DATASET.recipe, Splits(UNUSED, UNUSED, UNUSED, TARGETS, COUNTS, "")
+    )
+
+
+def a_network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Linear(1, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1), nn.Flatten(0))
+    return nn.Sequential(*layers)
+
+
+def inputs_of(targets: Tensor) -> Tensor:
+    return (targets[:, None] - 20) / 10
+
+
+def gradients(network: nn.Module, loss: Any) -> list[Tensor]:
+    value = loss(network, inputs_of(TARGETS), TARGETS)
+    return list(torch.autograd.grad(value, list(network.parameters())))
+
+
+def test_below_the_least_count_all_weigh_the_same() -> None:
+    (stage,) = stages_of(weighted_capped.METHOD, exponent=1.0, least_count=10.0)
+    weights = make(stage).weights(TARGETS)
+    expected = TargetWeights.from_counts(DATASET.bins, COUNTS.clamp(min=10), scheme="inv")
+    of_bins = [weights[target == TARGETS].unique().item() for target in TARGETS.unique()]
+    assert of_bins[2] == of_bins[3] == of_bins[4]
+    assert of_bins[0] < of_bins[1] < of_bins[2]
+    ratio = weights / expected(TARGETS)
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_the_noise_is_of_each_filter_and_its_gradient_goes_to_the_weights() -> None:
+    (stage,) = stages_of(random_perturbation.METHOD, noise_scale=0.3)
+    network, loss = a_network(), make(stage)
+    before = copy.deepcopy(network.state_dict())
+    torch.manual_seed(5)
+    found = gradients(network, loss)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name])
+    moved = a_network()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for layer in (moved[0], moved[3]):
+            norms = layer.weight.norm(dim=1, keepdim=True)
+            layer.weight += 0.3 * norms * torch.randn_like(layer.weight)
+    loss.noise_scale = 0.0
+    torch.testing.assert_close(found, gradients(moved, loss))
+    assert network[1].num_batches_tracked == 1
+
+
+def test_without_noise_it_is_the_weighted_loss() -> None:
+    (noisy,) = stages_of(random_perturbation.METHOD, noise_scale=0.0)
+    (plain,) = stages_of(weighted_capped.METHOD, least_count=1.0)
+    torch.testing.assert_close(
+        gradients(a_network(), make(noisy)), gradients(a_network(), make(plain))
+    )
+
+
+@pytest.mark.parametrize(("rise", "is_bound"), [(1e-3, False), (1e3, True)])
+def test_the_radius_is_the_rise_over_the_norm_of_the_gradient(rise: float, is_bound: bool) -> None:
+    rho_max = 0.5
+    (stage,) = stages_of(bsam_loss_units.METHOD, rise=rise, rho_max=rho_max)
+    loss, network = make(stage), a_network()
+    norm = torch.cat([g.flatten() for g in gradients(a_network(), loss)]).norm().item()
+    expected = rho_max if is_bound else rise / norm
+    optimizer, _ = stage.optimizers(network, DATASET.recipe, loss)
+    step(optimizer, network, loss)
+    assert optimizer.param_groups[0]["rho"] == pytest.approx(expected)
+    # The same step as with that radius from the start.
+    other = a_network()
+    base = torch.optim.SGD(other.parameters(), DATASET.recipe.lr, DATASET.recipe.momentum)
+    base.param_groups[0]["weight_decay"] = DATASET.recipe.weight_decay
+    step(BalancedSAM(other.parameters(), base, rho=expected), other, loss)
+    torch.testing.assert_close(list(network.parameters()), list(other.parameters()))
+
+
+def test_the_radius_where_nothing_rises_is_the_largest() -> None:
+    (stage,) = stages_of(bsam_loss_units.METHOD, rho_max=0.5)
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0))
+    optimizer, _ = stage.optimizers(network, DATASET.recipe, make(stage))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        error: Tensor = (0 * network(torch.ones(2, 1))).sum()
+        error.backward()
+        return error
+
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["rho"] == 0.5
+
+
+def step(optimizer: Any, network: nn.Module, loss: Any) -> None:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        error: Tensor = loss(network, inputs_of(TARGETS), TARGETS)
+        error.backward()
+        return error
+
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("method", "exponent"),
+    [*itertools.product((weighted_balanced_head.METHOD, bsam_balanced_head.METHOD), (0.0, 1.0))],
+)
+def test_a_balanced_head_comes_after_a_weighted_network(method: Method, exponent: float) -> None:
+    network, head = stages_of(method, exponent=exponent, balanced_mse_epochs=3)
+    assert (network.part, network.epochs) == ("network", DATASET.recipe.epochs)
+    assert (head.part, head.epochs) == ("head", 3)
+    expected = TargetWeights.from_counts(DATASET.bins, COUNTS, scheme=exponent)
+    torch.testing.assert_close(make(network).weights(TARGETS), expected(TARGETS))
+    assert type(make(head)) is BMC
+    optimizer, _ = network.optimizers(a_network(), DATASET.recipe, make(network))
+    assert isinstance(optimizer, BalancedSAM) == (method is bsam_balanced_head.METHOD)
