@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,39 @@ def paired_difference(
         return math.nan, math.nan, math.nan
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(value), float(low), float(high)
+
+
+def differ_from_zero(intervals: Sequence[tuple[float, float, float]]) -> list[bool]:
+    """Return which differences are significant on the 5 % level, all of them together (Holm).
+
+    The draws of the bootstrap are too few for levels so low: an end of an interval is taken for
+    1.96 standard errors of a normal distribution.
+
+    Args:
+        intervals: Differences, each with the ends of its 95 % interval; NaN says nothing, and is
+            not counted.
+
+    References:
+        Holm (1979), A Simple Sequentially Rejective Multiple Test Procedure.
+    """
+    known = [place for place, ends in enumerate(intervals) if not math.isnan(ends[0])]
+    levels = {place: _level(*intervals[place]) for place in known}
+    found = [False] * len(intervals)
+    for rank, place in enumerate(sorted(levels, key=levels.__getitem__)):
+        if levels[place] * (len(levels) - rank) > 0.05:
+            break
+        found[place] = True
+    return found
+
+
+def _level(value: float, low: float, high: float) -> float:
+    """Return the level on which a difference is significant by itself."""
+    if value == 0:
+        return 1.0
+    towards_zero = value - low if value > 0 else high - value
+    normal = NormalDist()
+    errors = math.inf if towards_zero == 0 else abs(value) * normal.inv_cdf(0.975) / towards_zero
+    return 2 * normal.cdf(-errors)
 
 
 @cache

@@ -13,6 +13,7 @@ from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import fronts
+from benchmarks.results.intervals import differ_from_zero
 from benchmarks.results.results import Interval, Results, committed, place
 
 TITLES = {"all": "All", "many": "Many", "medium": "Med.", "few": "Few"}
@@ -59,29 +60,38 @@ def summary(results: Results, methods: str = "") -> str:
 def differences(results: Results, reference: str, methods: str = "") -> str:
     """Return each method's paired difference to a reference, with its 95 % interval.
 
-    ``methods`` are as in :func:`summary`.
+    What differs from 0, corrected over the table, is bold. ``methods`` are as in :func:`summary`.
     """
+    seeds = {method: results.seeds(method, reference) for method in _chosen(results, methods)}
+    compared = [method for method, common in seeds.items() if common and method != reference]
+    found = _differences(results, [(m, reference, r) for m in compared for r in REGIONS])
     rows = [[f"Difference to {get_method(reference).title}", "Seeds", *TITLES.values()]]
-    for method in _chosen(results, methods):
-        seeds = results.seeds(method, reference)
-        if method != reference and seeds:
-            cells = [_difference_cell(results, method, reference, r) for r in REGIONS]
-            rows.append([get_method(method).title, str(len(seeds)), *cells])
+    for method in compared:
+        cells = [_difference_cell(*found[method, reference, r], results.metric) for r in REGIONS]
+        rows.append([get_method(method).title, str(len(seeds[method])), *cells])
     return markdown(rows)
 
 
 def claims(results: Results) -> str:
-    """Return what BSAM gains over its controls, and whether the gain survives its interval."""
+    """Return what BSAM gains over its controls, and whether the gain survives the correction."""
     rows = [["Comparison", "Seeds"]]
-    for region in ("all", "few"):
+    for region in fronts.REGIONS:
         rows[0] += [f"{results.metric}, {TITLES[region]}", "Relative", "Survives"]
-    for method, reference in CLAIMS:
-        seeds = results.seeds(method, reference)
-        if not seeds:
-            continue
-        row = [f"{get_method(method).title} − {get_method(reference).title}", str(len(seeds))]
-        for region in ("all", "few"):
-            row += _claim(results, method, reference, region)
+    seeds = {pair: results.seeds(*pair) for pair in CLAIMS}
+    compared = [pair for pair in CLAIMS if seeds[pair]]
+    found = _differences(results, [(*pair, r) for pair in compared for r in fronts.REGIONS])
+    for method, reference in compared:
+        row = [f"{get_method(method).title} − {get_method(reference).title}"]
+        row += [str(len(seeds[method, reference]))]
+        for region in fronts.REGIONS:
+            difference, is_real = found[method, reference, region]
+            if not math.isfinite(difference.value):
+                row += ["none", "", ""]
+                continue
+            mean = results.mean(reference, region=region, beside=method)
+            survives = "no" if not is_real else "yes" if difference.value < 0 else "no, worse"
+            percent = _percent(100 * difference.value / mean)
+            row += [_interval(difference, results.metric), percent, survives]
         rows.append(row)
     rows += _published_claims(results)
     return markdown(rows)
@@ -292,16 +302,6 @@ def _tuned(runs: list[Record]) -> str:
     return ", ".join(sorted(values))
 
 
-def _claim(results: Results, method: str, reference: str, region: str) -> list[str]:
-    """Return the difference, the same in percent of the reference, and whether it survives."""
-    found = results.difference(method, reference, region=region)
-    if not math.isfinite(found.value):
-        return ["none", "", ""]
-    mean = results.mean(reference, region=region, beside=method)
-    survives = "yes" if found.high < 0 else "no, worse" if found.low > 0 else "no"
-    return [_interval(found, results.metric), _percent(100 * found.value / mean), survives]
-
-
 def _seconds(results: Results, method: str) -> str:
     """Return the seconds over those of SQINV: the median of the rounds and their middle half."""
     ratios = results.seconds(method)
@@ -325,13 +325,20 @@ def _mean_and_deviation(results: Results, method: str, region: str) -> str:
     return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def _difference_cell(results: Results, method: str, reference: str, region: str) -> str:
-    """Return the paired difference, bold if its interval leaves out 0."""
-    found = results.difference(method, reference, region=region)
-    if not math.isfinite(found.value):
+def _differences(
+    results: Results, comparisons: list[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], tuple[Interval, bool]]:
+    """Return of each method, reference and region the difference, and whether there is any."""
+    found = [results.difference(m, reference, region=r) for m, reference, r in comparisons]
+    return dict(zip(comparisons, zip(found, differ_from_zero(found), strict=True), strict=True))
+
+
+def _difference_cell(difference: Interval, is_real: bool, metric: str) -> str:
+    """Return the difference, bold if there is one."""
+    if not math.isfinite(difference.value):
         return "none"
-    cell = _interval(found, results.metric)
-    return f"**{cell}**" if found.low > 0 or found.high < 0 else cell
+    cell = _interval(difference, metric)
+    return f"**{cell}**" if is_real else cell
 
 
 def _interval(interval: Interval, metric: str) -> str:
