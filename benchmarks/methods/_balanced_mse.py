@@ -29,14 +29,19 @@ CONSTANTS = {
 """Epochs on a new head after a vanilla stage, or 0 to train the whole network from the start;
 the learning rate of that head, by Adam; where the noise scale starts, in target units; and its
 learning rate, 0 to keep it as it is."""
-_OF_DEPTH: dict[str, Any] = {"balanced_mse_epochs": 0, "noise_sigma": 1.0, "noise_sigma_lr": 0.0}
-TUNED: dict[str, dict[str, Any]] = {
+_OF_DEPTH: dict[str, Any] = {"noise_sigma": 1.0, "noise_sigma_lr": 0.0}
+TUNED_HEAD: dict[str, dict[str, Any]] = {
     # As many steps as ten epochs of IMDB-WIKI-DIR, of which the published constants are.
     "agedb_dir": {"balanced_mse_epochs": 156},
     "nyud2_dir": _OF_DEPTH,
     "rooms": _OF_DEPTH,
     "rotated_digits": {"balanced_mse_lr": 0.03},
 }
+"""Where a head is trained after another network."""
+TUNED = TUNED_HEAD | {
+    name: _OF_DEPTH | {"balanced_mse_epochs": 0} for name in ("nyud2_dir", "rooms")
+}
+"""Of the published methods, which train a depth network from the start."""
 
 
 GROUP_SIZE = 256

@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.experiment.method import Method, Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods import _balanced_mse, _sam
-from benchmarks.methods._balanced_mse import bmc_head
+from benchmarks.methods._balanced_mse import TUNED_HEAD, bmc_head
 from benchmarks.methods._losses import weighted
 from benchmarks.methods._sam import two_passes
 
@@ -24,5 +24,9 @@ METHOD = Method(
     title="BSAM, balanced head",
     stages=_stages,
     constants=_sam.CONSTANTS | _balanced_mse.CONSTANTS | {"exponent": 0.5},
+    tuned={
+        name: {**_sam.TUNED.get(name, {}), **TUNED_HEAD.get(name, {})}
+        for name in _sam.TUNED.keys() | TUNED_HEAD.keys()
+    },
     place=19,
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.experiment.method import Method, Stage
 from benchmarks.experiment.recipe import Recipe
-from benchmarks.methods._balanced_mse import CONSTANTS, bmc_head
+from benchmarks.methods._balanced_mse import CONSTANTS, TUNED_HEAD, bmc_head
 from benchmarks.methods._losses import weighted
 from benchmarks.methods._stages import whole
 
@@ -17,5 +17,6 @@ METHOD = Method(
     title="Weighted, balanced head",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
+    tuned=TUNED_HEAD,
     place=11,
 )
