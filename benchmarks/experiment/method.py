@@ -22,6 +22,11 @@ Optimizers = Callable[[nn.Module, Recipe, nn.Module], tuple[Optimizer, list[LRSc
 as they are, the recipe and the loss."""
 
 
+def unchanged(network: nn.Module, splits: Splits) -> nn.Module:
+    """Return the data set's network."""
+    return network
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of training: from the best network of the stage before, or from the start."""
@@ -32,6 +37,8 @@ class Stage:
     part: Literal["network", "head"] = "network"
     """What is trained. The head alone starts anew, and of the rest nothing moves but the statistics
     of BatchNorm."""
+    network: Callable[[nn.Module, Splits], nn.Module] = unchanged
+    """Make what is trained and predicts, of the data set's network and the data."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Regression(lightning.LightningModule):
         self, dataset: Dataset, recipe: Recipe, stage: Stage, splits: Splits, *, seed: int
     ) -> None:
         super().__init__()
-        self.network = dataset.network(recipe)
+        self.network = stage.network(dataset.network(recipe), splits)
         self.objective = stage.objective(dataset, recipe, splits)
         self.augmentation = dataset.augmentation() if dataset.augmentation else None
         self.watched = nn.ModuleList(RegionMetrics(dataset.regions) for _ in WATCHED)

@@ -152,8 +152,9 @@ def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_p
         # What stages, losses and schedules keep does not depend on which large data set it is.
         pytest.param(name, method, marks=weekly if name in LARGE and method != "bsam" else ())
         for name in dataset_names()
-        for method in ("sqinv", "rrt", "bsam", "balanced_mse_bmc")
+        for method in ("sqinv", "rrt", "bsam", "balanced_mse_bmc", "averaged")
         if (name, method) != ("rotated_and_scaled_digits", "balanced_mse_bmc")
+        and (name == "rotated_digits" or method != "averaged")
     ],
     indirect=["miniature"],
 )

@@ -13,8 +13,10 @@ from benchmarks.experiment.dataset import Splits
 from benchmarks.experiment.method import Method, Stage
 from benchmarks.experiment.registry import get_dataset
 from benchmarks.methods import (
+    averaged,
     bsam_balanced_head,
     bsam_loss_units,
+    log_target,
     random_perturbation,
     weighted_balanced_head,
     weighted_capped,
@@ -148,3 +150,56 @@ def test_a_balanced_head_comes_after_a_weighted_network(method: Method, exponent
     assert type(make(head)) is BMC
     optimizer, _ = network.optimizers(a_network(), DATASET.recipe, make(network))
     assert isinstance(optimizer, BalancedSAM) == (method is bsam_balanced_head.METHOD)
+
+
+def splits_of(targets: Tensor) -> Splits:
+    return Splits(UNUSED, UNUSED, UNUSED, targets, DATASET.bins.counts(targets), "")
+
+
+def test_the_average_predicts_with_statistics_of_its_own() -> None:
+    (stage,) = stages_of(averaged.METHOD, decay=0.5)
+    network, loss = stage.network(a_network(), splits_of(TARGETS)), make(stage)
+    optimizer, _ = stage.optimizers(network, DATASET.recipe, loss)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in trained] == [id(p) for p in network.network.parameters()]
+    expected = copy.deepcopy(network.network)
+    for number in range(3):
+        now = copy.deepcopy(network.network)
+        with torch.no_grad():
+            for average, parameter in zip(expected.parameters(), now.parameters(), strict=True):
+                average.copy_(0.5 * average + 0.5 * parameter if number else parameter)
+            expected(inputs_of(TARGETS))
+        step(optimizer, network, loss)
+    expected.eval(), network.eval()
+    inputs = inputs_of(torch.arange(30.0))
+    torch.testing.assert_close(network(inputs), expected(inputs))
+    assert not torch.allclose(network(inputs), network.network(inputs))
+    assert network.network[1].num_batches_tracked == 3
+
+
+def test_the_logarithm_is_learned_and_its_inverse_predicted() -> None:
+    (stage,) = stages_of(log_target.METHOD, exponent=0.0)
+    targets = TARGETS[TARGETS > 0]
+    plain = a_network()
+    network, loss = stage.network(plain, splits_of(targets)), make(stage)
+    mean = targets.mean()
+    inputs = inputs_of(targets)
+    predictions = network(inputs)
+    assert (predictions > 0).all()
+    torch.testing.assert_close(predictions, mean * (plain(inputs) / mean - 1).exp())
+    expected = mean * (predictions.log() - targets.log()).abs().mean()
+    torch.testing.assert_close(loss(network, inputs, targets), expected)
+
+
+def test_near_the_mean_the_logarithm_changes_nothing() -> None:
+    constant = nn.Sequential(nn.Linear(1, 1), nn.Flatten(0))
+    nn.init.zeros_(constant[0].weight)
+    nn.init.constant_(constant[0].bias, 30.3)
+    network = log_target.exponential(constant, splits_of(torch.tensor([20.0, 40.0])))
+    assert network(torch.zeros(1, 1)).item() == pytest.approx(30.3, abs=0.002)
+
+
+@pytest.mark.parametrize("least", [0.0, -2.0])
+def test_a_target_that_is_not_positive_has_no_logarithm(least: float) -> None:
+    with pytest.raises(ValueError, match=f"positive training targets .* but got {least:g}"):
+        log_target.exponential(a_network(), splits_of(torch.tensor([1.0, least])))
