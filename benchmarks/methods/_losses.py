@@ -95,7 +95,7 @@ def _make_weighted(
     scheme = dataset.lds_scheme if scheme is None else scheme
     # The raw scale is that of SQINV; other weights take its mean, or they would train at another
     # learning rate.
-    is_sqinv = scheme in ("sqinv", 0.5) and not smoothed
+    is_sqinv = scheme in ("sqinv", 0.5) and not smoothed and not clip_counts
     raw = not (recipe.normalized or is_sqinv or scheme in ("none", 0))
     weights = TargetWeights.from_counts(
         dataset.bins,

@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,6 @@ from benchmarks.experiment.recipe import Recipe
 from benchmarks.methods._losses import weighted
 from benchmarks.methods._optimizers import base
 
-UNUSED: Any = None
-"""How many steps were averaged, for which an exponential average does not ask."""
-
 
 class Averaged(nn.Module):
     """A network that trains, and whose exponential average predicts.
@@ -27,26 +23,36 @@ class Averaged(nn.Module):
 
     Args:
         network: What trains.
-        decay: Of the average, at each step.
+        decay: Of the average at each step, in the end. After t steps it is (1 + t) / (10 + t) at
+            most, or the average would long hold the weights of the start.
     """
+
+    steps: Tensor
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
         self.network = network
         # AveragedModel would take the network's statistics, or average them.
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.update = get_ema_multi_avg_fn(decay)
+        self.decay = decay
+        self.register_buffer("steps", torch.tensor(0))
         self.has_statistics = any(isinstance(layer, _BatchNorm) for layer in network.modules())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the predictions of the network in training, else of the average."""
         if not self.training:
             return self.average(inputs)
-        self.update(list(self.average.parameters()), list(self.network.parameters()), UNUSED)
+        self._update()
         if self.has_statistics:
             with torch.no_grad():
                 self.average(inputs)
         return self.network(inputs)
+
+    def _update(self) -> None:
+        steps = self.steps.item()
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
+        update(list(self.average.parameters()), list(self.network.parameters()), steps)
+        self.steps += 1
 
 
 def _averaged(network: nn.Module, splits: Splits, *, decay: float) -> nn.Module:

@@ -1,5 +1,6 @@
 """BSAM whose radius follows the gradient: as far as the loss would rise by a given amount."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +32,7 @@ def optimizers(
         yield
         norm = get_total_norm(p.grad for p in network.parameters() if p.grad is not None).item()
         for group in optimizer.param_groups:
-            group["rho"] = min(rise / norm, rho_max) if norm > 0 else rho_max
+            group["rho"] = min(rise / norm, rho_max) if 0 < norm < math.inf else rho_max
 
     optimizer, schedules = balanced_sam(
         network, recipe, objective, rho=rho_max, warmup_epochs=0, ascent=ascent

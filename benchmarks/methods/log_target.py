@@ -35,8 +35,11 @@ class LogLoss(WeightedLoss):
 
     def forward(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of an :class:`Exponential` on a batch, 0-dim."""
-        scale = network.mean
-        losses = self.criterion(scale * network(inputs).log(), scale * targets.log())
+        scale, predictions = network.mean, network(inputs)
+        # A rotation fills the corners of a map with zeros, which do not count.
+        is_counted = targets > 0
+        predictions, targets = predictions[is_counted], targets[is_counted]
+        losses = self.criterion(scale * predictions.log(), scale * targets.log())
         return weighted_mean(losses, self.weights(targets))
 
 

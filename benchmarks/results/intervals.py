@@ -100,7 +100,8 @@ def _level(value: float, low: float, high: float) -> float:
         return 1.0
     towards_zero = value - low if value > 0 else high - value
     normal = NormalDist()
-    errors = math.inf if towards_zero == 0 else abs(value) * normal.inv_cdf(0.975) / towards_zero
+    # A skewed bootstrap may lie beyond the difference itself.
+    errors = math.inf if towards_zero <= 0 else abs(value) * normal.inv_cdf(0.975) / towards_zero
     return 2 * normal.cdf(-errors)
 
 

@@ -211,11 +211,11 @@ def report(results: Results) -> str:
             parts += [f"## {metric}, {words}", summary(of_metric)]
             references = [reference for reference in REFERENCES if reference in results.records]
             if references:
-                parts += ["Paired differences and their 95 % intervals, bold where 0 is outside:"]
+                parts += ["Paired differences, 95 % intervals, bold by Holm's correction:"]
             parts += [differences(of_metric, reference) for reference in references]
         if any(results.seeds(*claim) for claim in CLAIMS):
             of_claims = claims(results.by(selection=selection))
-            parts += ["Whether the gain of BSAM survives its interval:", of_claims]
+            parts += ["Whether the gain of BSAM survives Holm's correction:", of_claims]
     if not dataset.published:
         return "\n\n".join(parts)
     paper = _published(dataset.published)
@@ -330,7 +330,12 @@ def _differences(
 ) -> dict[tuple[str, str, str], tuple[Interval, bool]]:
     """Return of each method, reference and region the difference, and whether there is any."""
     found = [results.difference(m, reference, region=r) for m, reference, r in comparisons]
-    return dict(zip(comparisons, zip(found, differ_from_zero(found), strict=True), strict=True))
+    are_real = [
+        # A single seed says nothing of another.
+        is_real and len(results.seeds(m, reference)) > 1
+        for (m, reference, _), is_real in zip(comparisons, differ_from_zero(found), strict=True)
+    ]
+    return dict(zip(comparisons, zip(found, are_real, strict=True), strict=True))
 
 
 def _difference_cell(difference: Interval, is_real: bool, metric: str) -> str:

@@ -551,6 +551,8 @@ class TestIntervals:
         assert differ_from_zero([*found, 3 * (math.nan,)])[:5] == differ_from_zero(found)
         assert differ_from_zero([(2.0, 2.0, 2.0), (0.0, 0.0, 0.0)]) == [True, False]
         assert differ_from_zero([]) == []
+        # The interval of a skewed bootstrap.
+        assert differ_from_zero([(1.0, 1.1, 2.0), (-1.0, -2.0, -1.1)]) == [True, True]
 
     def test_a_difference_is_judged_by_the_end_towards_zero(self) -> None:
         for ends, is_real in (((0.1, 90.0), True), ((-0.1, 3.0), False)):

@@ -157,7 +157,7 @@ def splits_of(targets: Tensor) -> Splits:
 
 
 def test_the_average_predicts_with_statistics_of_its_own() -> None:
-    (stage,) = stages_of(averaged.METHOD, decay=0.5)
+    (stage,) = stages_of(averaged.METHOD, decay=0.15)
     network, loss = stage.network(a_network(), splits_of(TARGETS)), make(stage)
     optimizer, _ = stage.optimizers(network, DATASET.recipe, loss)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -167,7 +167,8 @@ def test_the_average_predicts_with_statistics_of_its_own() -> None:
         now = copy.deepcopy(network.network)
         with torch.no_grad():
             for average, parameter in zip(expected.parameters(), now.parameters(), strict=True):
-                average.copy_(0.5 * average + 0.5 * parameter if number else parameter)
+                decay = min(0.15, (1 + number) / (10 + number))
+                average.copy_(decay * average + (1 - decay) * parameter)
             expected(inputs_of(TARGETS))
         step(optimizer, network, loss)
     expected.eval(), network.eval()
@@ -197,6 +198,19 @@ def test_near_the_mean_the_logarithm_changes_nothing() -> None:
     nn.init.constant_(constant[0].bias, 30.3)
     network = log_target.exponential(constant, splits_of(torch.tensor([20.0, 40.0])))
     assert network(torch.zeros(1, 1)).item() == pytest.approx(30.3, abs=0.002)
+
+
+def test_a_batch_may_have_targets_without_a_logarithm_which_do_not_count() -> None:
+    (stage,) = stages_of(log_target.METHOD)
+    network, loss = stage.network(a_network(), splits_of(torch.tensor([20.0, 30.0]))), make(stage)
+    inputs, targets = inputs_of(torch.arange(5.0)), torch.tensor([21.0, 0.0, 10.5, -1.0, 42.0])
+    values = []
+    for kept in (torch.arange(5), torch.tensor([0, 2, 4])):
+        # Without the statistics of the other samples.
+        network.eval()
+        value = loss(network, inputs[kept], targets[kept])
+        values.append([value, *torch.autograd.grad(value, list(network.parameters()))])
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize("least", [0.0, -2.0])
