@@ -19,7 +19,7 @@ class Averaged(nn.Module):
     """A network that trains, and whose exponential average predicts.
 
     The average passes each training batch forward, too, where there is BatchNorm, whose statistics
-    are not an average: they come from these passes.
+    are not an average: they come from these passes. Of the passes in a table they are none.
 
     Args:
         network: What trains.
