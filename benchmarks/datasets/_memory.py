@@ -30,10 +30,15 @@ class Samples(Dataset[Pair]):
         """Return an input and its target."""
         return self.inputs[index % len(self)], self.targets[index % len(self)]
 
-    def __getitems__(self, indices: list[int]) -> list[Pair]:
-        """Return the samples of a batch: one by one they take longer than a small network."""
+    def __getitems__(self, indices: list[int]) -> Pair:
+        """Return a batch at once: sample by sample it takes longer than a small network."""
         rows = torch.tensor(indices) % len(self)
-        return list(zip(self.inputs[rows], self.targets[rows], strict=True))
+        return self.inputs[rows], self.targets[rows]
+
+    @staticmethod
+    def collate(batch: Pair) -> Pair:
+        """Return what :meth:`__getitems__` returned."""
+        return batch
 
 
 def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:

@@ -57,6 +57,7 @@ def _loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
+        collate_fn=getattr(split, "collate", None),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=split.workers_help and torch.cuda.is_available(),

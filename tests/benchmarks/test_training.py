@@ -20,7 +20,7 @@ from benchmarks.experiment.registry import dataset_names, get_dataset, get_metho
 from benchmarks.methods._losses import weighted
 from benchmarks.methods._optimizers import SCHEDULES
 from benchmarks.training import callbacks
-from benchmarks.training.batches import Draws, training_batches
+from benchmarks.training.batches import Draws, evaluation_batches, training_batches
 from benchmarks.training.module import Regression
 from benchmarks.training.trainer import train
 
@@ -266,6 +266,20 @@ def test_methods_see_the_same_batches_of_the_same_seed(
     assert len(sam) == 2 * len(vanilla)
     for a, b in zip(vanilla, sam[::2], strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_batch_in_memory_is_its_samples() -> None:
+    split = Samples(torch.arange(20.0).view(10, 2), torch.arange(10.0))
+    inputs, targets = split.__getitems__([3, 19, 0])
+    assert inputs.tolist() == [[6, 7], [18, 19], [0, 1]]
+    assert targets.tolist() == [3, 9, 0]
+    batches = list(evaluation_batches(split, batch_size=4))
+    assert [len(targets) for _, targets in batches] == [4, 4, 2]
+    for k, (inputs, targets) in enumerate(batches):
+        for row in range(len(targets)):
+            sample, target = split[4 * k + row]
+            assert torch.equal(inputs[row], sample)
+            assert torch.equal(targets[row], target)
 
 
 def test_draws_shuffle_by_seed_and_epoch_and_never_repeat() -> None:
