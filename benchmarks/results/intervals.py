@@ -36,6 +36,32 @@ def metric_on_draws(sums: Array, counts: Array, *, metric: str, fold: int = 0) -
     return _OF_MEAN.get(metric, np.asarray)(means)
 
 
+def balanced_on_draws(errors: Array, bins: NDArray[np.int64], *, fold: int = 0) -> Array:
+    """Return the bMAE of each run on the test samples, and on each bootstrap sample of them.
+
+    Args:
+        errors: Absolute errors, shape ``(seeds, samples)``.
+        bins: The bin of each sample's target, shape ``(samples,)``.
+        fold: As for :func:`metric_on_draws`.
+
+    Returns:
+        As :func:`metric_on_draws`; the bins of which a draw has no sample do not count in it.
+    """
+    if not len(bins):
+        return np.full((1 + RESAMPLES, len(errors)), np.nan)
+    order = np.argsort(bins, kind="stable")
+    starts = np.flatnonzero(np.diff(bins[order], prepend=-1))
+    shares = _shares(len(bins), stream=(1, fold))[:, order]
+    of_bins = np.add.reduceat(shares, starts, axis=1)
+    drawn = of_bins > 0
+    counts = np.where(drawn, of_bins, 1.0)
+    runs = [
+        (np.add.reduceat(shares * row[order], starts, axis=1) / counts).sum(axis=1)
+        for row in errors
+    ]
+    return np.stack(runs, axis=1) / drawn.sum(axis=1)[:, None]
+
+
 def paired_difference(
     method: Array, reference: Array, folds: Sequence[int] = ()
 ) -> tuple[float, float, float]:
@@ -63,8 +89,23 @@ def paired_difference(
             f"Expected two methods on the same seeds, but got shapes {method.shape} and "
             f"{reference.shape}."
         )
-    shares = _shares_of_runs(tuple(folds) or (0,) * method.shape[1])
-    value, *drawn = (shares * (method - reference)).sum(axis=1)
+    return interval_of(mean_on_draws(method - reference, folds))
+
+
+def mean_on_draws(values: Array, folds: Sequence[int] = ()) -> Array:
+    """Return the mean over runs, and over those of each draw, shape ``(1 + RESAMPLES,)``.
+
+    Args:
+        values: Of each run, shape ``(1 + RESAMPLES, seeds)``.
+        folds: As for :func:`paired_difference`.
+    """
+    mean: Array = (_shares_of_runs(tuple(folds) or (0,) * values.shape[1]) * values).sum(axis=1)
+    return mean
+
+
+def interval_of(values: Array) -> tuple[float, float, float]:
+    """Return a figure and the ends of its 95 % interval, of itself and of its draws."""
+    value, *drawn = values
     if math.isnan(value):
         return math.nan, math.nan, math.nan
     low, high = np.nanquantile(drawn, [0.025, 0.975])

@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from benchmarks.experiment.record import COMMITTED, Record, read_records
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results.intervals import RESAMPLES, metric_on_draws, paired_difference
-from benchmarks.training.evaluation import sample_sums
+from benchmarks.results.intervals import (
+    RESAMPLES,
+    balanced_on_draws,
+    metric_on_draws,
+    paired_difference,
+)
+from benchmarks.training.evaluation import sample_bins, sample_sums
 
 BASIS = "sqinv"
 """The method whose passes and seconds are 1."""
@@ -100,7 +105,7 @@ class Results:
         """Return method minus reference, paired over the seeds that both have."""
         seeds = self.seeds(method, reference)
         of_seeds = [
-            self._on_draws(name, region)[:, [run.seed in seeds for run in self.records[name]]]
+            self.on_draws(name, region)[:, [run.seed in seeds for run in self.records[name]]]
             for name in (method, reference)
         ]
         folds = [self.dataset.fold(seed) for seed in seeds]
@@ -128,7 +133,7 @@ class Results:
             for method, row in methods.items()
         }
 
-    def _on_draws(self, method: str, region: str) -> NDArray[np.float64]:
+    def on_draws(self, method: str, region: str) -> NDArray[np.float64]:
         """Return the metric of each run on each draw of the test samples."""
         key = (method, region, self.selection, self.metric)
         if key not in self._drawn:
@@ -144,7 +149,11 @@ class Results:
                     for k in of_fold
                 ]
                 sums, counts = np.stack([of_samples for of_samples, _ in pairs]), pairs[0][1]
-                drawn[:, of_fold] = metric_on_draws(sums, counts, metric=self.metric, fold=fold)
+                if self.metric == "bMAE":
+                    bins = sample_bins(runs[of_fold[0]], self.dataset, region)
+                    drawn[:, of_fold] = balanced_on_draws(sums, bins, fold=fold)
+                else:
+                    drawn[:, of_fold] = metric_on_draws(sums, counts, metric=self.metric, fold=fold)
             self._drawn[key] = drawn
         return self._drawn[key]
 

@@ -29,7 +29,7 @@ SELECTIONS = {
     "last_epoch": "last epoch",
     "best_test": "epoch with the lowest test error, as in the literature",
 }
-DECIMALS = {"MAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
+DECIMALS = {"MAE": 2, "bMAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
 PAGES = ("results", "cost", "choose", "method", "variants")
 TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)

@@ -116,7 +116,8 @@ def sample_sums(
         dataset: Its data set.
         selection: An entry of the record's results.
         region: ``"all"``, ``"many"``, ``"medium"`` or ``"few"``.
-        metric: ``"MAE"``, ``"GM"`` or ``"RMSE"`` of vectors, ``"RMSE"`` or ``"delta_1"`` of maps.
+        metric: ``"MAE"``, ``"bMAE"``, ``"GM"`` or ``"RMSE"`` of vectors, ``"RMSE"`` or
+            ``"delta_1"`` of maps.
 
     Returns:
         Sums of absolute errors, of their logarithms, of squares or of hits, shape ``(N,)``, and of
@@ -127,13 +128,25 @@ def sample_sums(
         counts = np.array(record.samples["counts"], dtype=float)
         sums = np.array(record.samples[f"{selection}.{_MAP_METRICS[metric]}"], dtype=float)
         return sums[rows].sum(axis=0), counts[rows].sum(axis=0)
-    targets = np.array(record.samples["targets"])
+    targets, mask = _targets(record, dataset, region)
     errors = np.abs(np.array(record.samples[f"{selection}.predictions"]) - targets)
     errors = errors.reshape(len(targets), -1)  # one column an output
-    mask = np.ones(len(targets), dtype=bool)
-    if region != "all":
-        mask = dataset.regions.mask(torch.from_numpy(targets), region).numpy()
     return _of_errors(errors[mask], metric).mean(axis=1), np.ones(mask.sum())
+
+
+def sample_bins(record: Record, dataset: Dataset, region: str) -> NDArray[np.int64]:
+    """Return the bin of the target of each test sample of a region, shape ``(N,)``."""
+    targets, mask = _targets(record, dataset, region)
+    bins: NDArray[np.int64] = dataset.bins.index(torch.from_numpy(targets[mask])).numpy()
+    return bins
+
+
+def _targets(record: Record, dataset: Dataset, region: str) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the test targets, and which of them are in a region."""
+    targets = np.array(record.samples["targets"])
+    if region == "all":
+        return targets, np.ones(len(targets), dtype=bool)
+    return targets, dataset.regions.mask(torch.from_numpy(targets), region).numpy()
 
 
 def _of_errors(errors: Array, metric: str) -> Array:

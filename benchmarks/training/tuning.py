@@ -53,12 +53,15 @@ def _summary(records: list[Record]) -> dict[str, Any]:
     """Return the recipe, and the validation error at the best epoch and the last, over seeds."""
     best = [record.history[record.best_epoch] for record in records]
     last = [record.history[-1] for record in records]
-    metric = get_dataset(records[0].dataset).metrics[0]
+    metric, *others = get_dataset(records[0].dataset).metrics
+    names = {region: f"{region}/{metric}" for region in ("all", "few")}
+    if "bMAE" in others:
+        names["balanced"] = "all/bMAE"
     return {
         "recipe": records[0].recipe,
         "seeds": [record.seed for record in records],
-        "best": {region: _mean(best, f"{region}/{metric}") for region in ("all", "few")},
-        "last": {region: _mean(last, f"{region}/{metric}") for region in ("all", "few")},
+        "best": {title: _mean(best, name) for title, name in names.items()},
+        "last": {title: _mean(last, name) for title, name in names.items()},
     }
 
 

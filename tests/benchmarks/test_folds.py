@@ -79,3 +79,19 @@ def test_an_interval_covers_folds_and_samples(tmp_path: Path) -> None:
     # The two runs of a fold say the same.
     error = np.sqrt(np.var([g.mean() for g in gains]) / 5 + spread**2 / samples / 5)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.2)
+
+
+def test_a_balanced_difference_is_paired_and_counts_each_bin_once(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    # 10 samples in each bin of 100 m, but for the last, which has a single one.
+    more = [2.0] * 40 + [12.0]
+    hard = [100 * generator.random(41) for _ in range(5)]
+    write_runs(tmp_path, "vanilla", {s: hard[s % 5].tolist() for s in range(10)})
+    write_runs(tmp_path, "sqinv", {s: (hard[s % 5] + more).tolist() for s in range(10)})
+    results = Results(NAME, tmp_path, selection="last_epoch", metric="bMAE")
+    value, low, high = results.difference("sqinv", "vanilla", region="all")
+    assert value == pytest.approx((4 * 2 + 12) / 5, abs=1e-3)
+    # A draw has the last bin or not.
+    assert 2 - 1e-3 <= low < value < high <= 4 + 1e-3
+    few = results.difference("sqinv", "vanilla", region="few")
+    assert np.isnan(few).all()

@@ -1,0 +1,159 @@
+"""Families: a way of training, run with the weights n^-a of several exponents a.
+
+The larger the exponent, the more the rare targets count: the error on them falls, and the error on
+all rises. So a way of training gains only if its error on few-shot targets is lower at the same
+error on all (see :func:`distance`).
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.experiment.record import COMMITTED
+from benchmarks.results.intervals import interval_of, mean_on_draws
+from benchmarks.results.results import Interval, Results
+
+Array = NDArray[np.float64]
+
+FAMILIES = ("weighted", "averaged", "bsam_weighted")
+BASIS = "weighted"
+"""The family that others are compared with: weights, and nothing else."""
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FOLDER = COMMITTED / "exponents"
+"""The records of each exponent, in a folder that it names."""
+SELECTION = "last_epoch"
+BALANCED = "bMAE"
+BETWEEN = 25
+"""Points into which a straight line between two exponents is cut."""
+LEVELS = 11
+"""Errors on all at which curves are compared."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A family with one exponent."""
+
+    method: str
+    exponent: float
+    results: Results
+
+    def mean(self, region: str, metric: str = "") -> float:
+        """Return the test error at the end of training, the mean over runs."""
+        return self.results.by(metric=metric).mean(self.method, region=region)
+
+    @property
+    def validation(self) -> float:
+        """The balanced validation error at the end of training, the mean over runs."""
+        ends = [run.history[-1] for run in self.results.records[self.method]]
+        # Where every target is tested equally often, the error on all is balanced.
+        metrics = self.results.dataset.metrics
+        name = f"validation/all/{BALANCED if BALANCED in metrics else metrics[0]}"
+        return statistics.mean(error for end in ends if (error := end[name]) is not None)
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes of a run."""
+        return self.results.records[self.method][0].passes
+
+
+@cache
+def curve(dataset: str, method: str) -> tuple[Point, ...]:
+    """Return a family's points by their exponents; none if an exponent has no records."""
+    found = [(exponent, _results(dataset, exponent)) for exponent in EXPONENTS]
+    if any(method not in results.records for _, results in found):
+        return ()
+    return tuple(Point(method, exponent, results) for exponent, results in found)
+
+
+def chosen(dataset: str, method: str) -> Point:
+    """Return the exponent with the lowest balanced validation error."""
+    return min(curve(dataset, method), key=lambda point: point.validation)
+
+
+def are_measured(dataset: str, method: str) -> bool:
+    """Return whether there are records of a family and of the basis."""
+    return bool(curve(dataset, method)) and bool(curve(dataset, BASIS))
+
+
+def difference(dataset: str, method: str, *, region: str, metric: str = "") -> Interval:
+    """Return the error of a family minus the basis', each with its chosen exponent."""
+    return Interval(
+        *interval_of(
+            _on_draws(chosen(dataset, method), region, metric)
+            - _on_draws(chosen(dataset, BASIS), region, metric)
+        )
+    )
+
+
+def distance(dataset: str, method: str) -> Interval:
+    """Return how far a family's error on few-shot targets is above the basis' at equal all.
+
+    A curve goes straight from exponent to exponent. It reaches an error on all with each of its
+    points that have no larger one, of which the lowest on few-shot targets counts. The curves are
+    compared at equally spaced errors on all: from the lowest that both reach to that at which the
+    first of them comes no lower on few-shot targets. The mean of the differences is the distance.
+
+    Returns:
+        In target units, negative if the family is better, with its 95 % interval over folds, seeds
+        and test samples.
+    """
+    ours, basis = _curve_on_draws(dataset, method), _curve_on_draws(dataset, BASIS)
+    return Interval(*interval_of(distances(ours, basis)))
+
+
+def distances(ours: tuple[Array, Array], basis: tuple[Array, Array]) -> Array:
+    """Return the distance of two curves on each draw, see :func:`distance`.
+
+    Args:
+        ours: Errors on all and on few-shot targets, each of shape ``(draws, exponents)``.
+        basis: The same of the other family.
+    """
+    curves = [_filled(*ours), _filled(*basis)]
+    start = np.maximum(*(all_.min(axis=1) for all_, _ in curves))
+    ends = [all_[np.arange(len(all_)), few.argmin(axis=1)] for all_, few in curves]
+    stop = np.maximum(start, np.minimum(*ends))
+    levels = np.linspace(start, stop, LEVELS, axis=1)
+    reached = [
+        np.where(all_[:, None, :] <= levels[:, :, None], few[:, None, :], np.inf).min(axis=2)
+        for all_, few in curves
+    ]
+    mean: Array = (reached[0] - reached[1]).mean(axis=1)
+    return mean
+
+
+def _filled(all_: Array, few: Array) -> tuple[Array, Array]:
+    """Return the points on the straight lines between neighbours, ends included."""
+    steps = np.linspace(0, 1, BETWEEN, endpoint=False)
+
+    def fill(values: Array) -> Array:
+        columns = list(pairwise(values.T))
+        lines = [a[:, None] + (b - a)[:, None] * steps for a, b in columns]
+        return np.concatenate([*lines, values[:, -1:]], axis=1)
+
+    return fill(all_), fill(few)
+
+
+def _curve_on_draws(dataset: str, method: str) -> tuple[Array, Array]:
+    """Return a curve's errors on all and on few-shot targets, first the figures, then the draws."""
+    points = curve(dataset, method)
+    all_, few = (
+        np.stack([_on_draws(point, region, "") for point in points], axis=1)
+        for region in ("all", "few")
+    )
+    return all_, few
+
+
+def _on_draws(point: Point, region: str, metric: str) -> Array:
+    """Return the mean over the runs on each draw."""
+    results = point.results.by(metric=metric)
+    folds = [results.dataset.fold(run.seed) for run in results.records[point.method]]
+    return mean_on_draws(results.on_draws(point.method, region), folds)
+
+
+@cache
+def _results(dataset: str, exponent: float) -> Results:
+    return Results(dataset, FOLDER / f"{exponent:g}", selection=SELECTION)

@@ -1,0 +1,124 @@
+"""Families along the exponent of their weights, and how far one is beyond another."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.experiment.plan import plan
+from benchmarks.experiment.record import Record, write_record
+from benchmarks.results import families
+from benchmarks.results.families import BASIS, EXPONENTS, distance, distances
+
+Array = NDArray[np.float64]
+NAME = "airports"
+# Weights trade the error on all for that on few-shot targets: 2 for 1 between two exponents.
+ALL = np.array([[10.0, 11.0, 12.0, 13.0, 14.0]])
+FEW = np.array([[30.0, 28.0, 26.0, 24.0, 22.0]])
+
+
+def test_a_curve_is_as_far_from_itself_as_nothing() -> None:
+    assert distances((ALL, FEW), (ALL, FEW)).tolist() == [0]
+
+
+def test_a_lower_curve_is_as_far_as_it_is_lower_on_few() -> None:
+    assert distances((ALL, FEW - 3), (ALL, FEW)) == pytest.approx(-3)
+    assert distances((ALL, FEW), (ALL, FEW - 3)) == pytest.approx(3)
+
+
+def test_a_trade_along_the_same_curve_is_no_distance() -> None:
+    # Further down the same line, where the basis has ended, is no gain either.
+    assert distances((ALL + 1, FEW - 2), (ALL, FEW)) == pytest.approx(0, abs=0.05)
+    assert distances((ALL, FEW), (ALL + 1, FEW - 2)) == pytest.approx(0, abs=0.05)
+
+
+def test_draws_are_compared_each_by_itself() -> None:
+    all_, few = (np.concatenate([values, 2 * values]) for values in (ALL, FEW))
+    assert distances((all_, few - [[1], [5]]), (all_, few)) == pytest.approx([-1, -5])
+
+
+def test_points_worse_on_both_do_not_count() -> None:
+    bent = np.array([[12.0, 11.0, 10.0, 11.0, 12.0]]), np.array([[40.0, 35.0, 30.0, 28.0, 26.0]])
+    straight = np.array([[10.0, 10.5, 11.0, 11.5, 12.0]]), np.array([[30.0, 29, 28, 27, 26]])
+    assert distances(bent, straight) == pytest.approx(0, abs=1e-9)
+
+
+def test_curves_that_reach_no_common_error_are_compared_where_the_later_begins() -> None:
+    late = ALL + 10, FEW - 1
+    # At 20 it has 29, and the basis had 22 before.
+    assert distances(late, (ALL, FEW)) == pytest.approx(29 - 22)
+
+
+def write_family(root: Path, method: str, errors: Any) -> None:
+    """Write ten runs of each exponent; ``errors`` are a function of exponent, seed and targets."""
+    targets = np.repeat([50.0, 3050.0], [40, 10])
+    for exponent in EXPONENTS:
+        for seed in range(10):
+            predictions = targets + errors(exponent, seed, targets)
+            of_regions = {"all": {"MAE": float(np.abs(predictions - targets).mean())}}
+            record = Record(
+                dataset=NAME,
+                method=method,
+                seed=seed,
+                recipe=plan(NAME, method, {"exponent": exponent}).description,
+                history=[{"validation/all/bMAE": 5 + (exponent - 0.25) ** 2}],
+                best_epoch=0,
+                results={"last_epoch": {"regions": of_regions}},
+                passes=8 if method == BASIS else 12,
+                seconds=1.0,
+                provenance={},
+                samples={
+                    "targets": targets.tolist(),
+                    "last_epoch.predictions": predictions.tolist(),
+                },
+            )
+            path = root / f"{exponent:g}" / NAME / method / f"seed-{seed}.json"
+            write_record(path, record)
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(families, "FOLDER", tmp_path)
+    for function in (families.curve, families._results):
+        function.cache_clear()
+    return tmp_path
+
+
+def errors_of_basis(exponent: float, seed: int, targets: Array) -> Array:
+    noise = np.random.default_rng([seed, int(100 * exponent)]).normal(size=len(targets))
+    rare = targets > 2500
+    return np.where(rare, 300 - 100 * exponent, 60 + 40 * exponent) + 5 * noise
+
+
+def test_the_distance_of_records_covers_that_which_they_were_made_with(records: Path) -> None:
+    write_family(records, BASIS, errors_of_basis)
+
+    def lower(exponent: float, seed: int, targets: Array) -> Array:
+        return errors_of_basis(exponent, seed + 100, targets) - 20 * (targets > 2500)
+
+    write_family(records, "bsam_weighted", lower)
+    value, low, high = distance(NAME, "bsam_weighted")
+    # 20 lower on a fifth of the targets is 4 lower on all, which buys another 100 * 4 / 12: on all
+    # the basis has 108 + 12 a, and on few-shot targets 300 - 100 a.
+    assert value == pytest.approx(-20 - 400 / 12, abs=5)
+    assert low < value < high < 0
+
+
+def test_the_exponent_is_chosen_by_the_balanced_validation_error(records: Path) -> None:
+    write_family(records, BASIS, errors_of_basis)
+    write_family(records, "bsam_weighted", errors_of_basis)
+    assert families.chosen(NAME, BASIS).exponent == 0.25
+    assert families.difference(NAME, "bsam_weighted", region="all") == (0, 0, 0)
+
+
+def test_a_family_of_which_an_exponent_is_missing_is_not_measured(records: Path) -> None:
+    write_family(records, BASIS, errors_of_basis)
+    assert families.are_measured(NAME, BASIS)
+    assert not families.are_measured(NAME, "bsam_weighted")
+    for path in (records / "0.5" / NAME / BASIS).glob("seed-*"):
+        path.unlink()
+    families.curve.cache_clear()
+    families._results.cache_clear()
+    assert not families.are_measured(NAME, BASIS)
