@@ -1,9 +1,8 @@
-"""Tables inside packages: where they lie, whether they are known, how their rows are split."""
+"""Files inside packages: where they lie, whether they are known, how their samples are split."""
 
 import hashlib
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import torch
@@ -20,13 +19,14 @@ TRAIN_SHARE = (FOLDS - 2) / FOLDS
 
 
 @dataclass(frozen=True)
-class PackagedTable:
-    """A table of a package, as one version of the package has it."""
+class PackagedFile:
+    """A file of a package, as one version of the package has it."""
 
     package: str
+    """As pip calls it."""
     version: str
     path: str
-    """Below the package's folder."""
+    """Below the folder that packages are installed in."""
     sha256: str
 
     @property
@@ -35,25 +35,25 @@ class PackagedTable:
         return Path(self.path).name
 
     def locate(self, root: Path | None) -> Path:
-        """Return where the table lies: right below ``root``, or checked in the package.
+        """Return where the file lies: right below ``root``, or checked in the package.
 
         Raises:
             FileNotFoundError: If there is no such file below ``root``, or no such package.
-            ValueError: If the package's table is not the known one.
+            ValueError: If the package's file is not the known one.
         """
         if root is not None:
             path = root / self.name
             if not path.is_file():
-                raise FileNotFoundError(f"Expected the table {path}, but there is no such file.")
+                raise FileNotFoundError(f"Expected the file {path}, but there is none.")
             return path
         # The package itself is not imported: that takes long, or needs further packages.
-        spec = find_spec(self.package)
-        if spec is None or spec.origin is None:
+        try:
+            path = Path(str(distribution(self.package).locate_file(self.path)))
+        except PackageNotFoundError:
             raise FileNotFoundError(
                 f"Expected the package {self.package}, which has the data, but it is not "
                 f"installed. {self._advice}"
-            )
-        path = Path(spec.origin).parent / self.path
+            ) from None
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
         if found != self.sha256:
             raise ValueError(
@@ -68,7 +68,9 @@ class PackagedTable:
         return f"Type: python -m pip install {self.package}=={self.version}"
 
 
-def split_at_random(inputs: Tensor, targets: Tensor, bins: TargetBins, *, fold: int) -> Splits:
+def split_at_random(
+    inputs: Tensor, targets: Tensor, bins: TargetBins, *, fold: int, groups: Tensor | None = None
+) -> Splits:
     """Return the splits of samples that were put into random order once and for all.
 
     Args:
@@ -76,12 +78,19 @@ def split_at_random(inputs: Tensor, targets: Tensor, bins: TargetBins, *, fold: 
         targets: Likewise.
         bins: Of the targets.
         fold: Which part is the test set, from 0 to ``FOLDS - 1``.
+        groups: A whole number of each sample: those of one number stay together. None: each sample
+            is by itself.
 
     Returns:
         The splits; their checksum is the same in all folds.
     """
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
-    parts = order.tensor_split(FOLDS)
+    generator = torch.Generator().manual_seed(0)
+    if groups is None:
+        parts = torch.randperm(len(targets), generator=generator).tensor_split(FOLDS)
+    else:
+        names = groups.unique()
+        of_parts = names[torch.randperm(len(names), generator=generator)].tensor_split(FOLDS)
+        parts = tuple(torch.isin(groups, part).nonzero()[:, 0] for part in of_parts)
     test, validation, *others = parts[fold:] + parts[:fold]
     train = torch.cat(others)
     splits = in_memory(*((inputs[i], targets[i]) for i in (train, validation, test)), bins=bins)

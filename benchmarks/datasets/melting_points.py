@@ -14,21 +14,26 @@ import torch
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetBins
-from benchmarks.datasets._packages import FOLDS, TRAIN_SHARE, PackagedTable, split_at_random
+from benchmarks.datasets._packages import FOLDS, TRAIN_SHARE, PackagedFile, split_at_random
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.networks.perceptron import Perceptron
 
-POINTS = PackagedTable(
+POINTS = PackagedFile(
     package="chemicals",
     version="1.5.2",
-    path="Phase Change/OpenNotebook Melting Points.tsv",
+    path="chemicals/Phase Change/OpenNotebook Melting Points.tsv",
     sha256="a41cec098dce1dd603652342d4a9f0171b2f67625ebe80a1d3ab4b02a52f0bed",
 )
 """A line a substance: CAS number and melting point in kelvin; the first line names them."""
 IDENTIFIERS = tuple(
-    PackagedTable("chemicals", POINTS.version, f"Identifiers/chemical identifiers {name}", sha256)
+    PackagedFile(
+        package=POINTS.package,
+        version=POINTS.version,
+        path=f"chemicals/Identifiers/chemical identifiers {name}",
+        sha256=sha256,
+    )
     for name, sha256 in (
         (
             "pubchem large.tsv",
@@ -141,7 +146,7 @@ DATASET = Dataset(
     regions=ShotRegions.from_counts(BINS, TRAIN_SHARE * COUNTS),
     counts={},
     folds=FOLDS,
-    metrics=("MAE", "GM"),
+    metrics=("MAE", "bMAE"),
     criterion=absolute_error,
     recipe=Recipe(epochs=20, batch_size=256, lr=2e-3, weight_decay=0.0, optimizer="adam"),
     network=lambda recipe: Perceptron(FEATURES, offset=400.0, scale=100.0),

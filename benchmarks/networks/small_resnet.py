@@ -15,21 +15,30 @@ def in_full_precision(layer: nn.Module, features: Tensor) -> Tensor:
 
 
 class SmallResNet(nn.Module):
-    """A residual network of 77 169 weights for grey images, one number out.
+    """A residual network of 77 169 weights for small images, one number out.
 
     Args:
         offset: Where the output starts, such as the middle of the target range.
         scale: What one unit of the last layer is worth, in target units.
         outputs: Predictions an image.
         width: Channels of the first layers; 8 make a fourth of the weights.
+        channels: Of the images; 1 for grey ones.
     """
 
-    def __init__(self, *, offset: float, scale: float, outputs: int = 1, width: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        offset: float,
+        scale: float,
+        outputs: int = 1,
+        width: int = 16,
+        channels: int = 1,
+    ) -> None:
         super().__init__()
         self.offset = offset
         self.scale = scale
         self.features = nn.Sequential(
-            nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             _Block(width, width, stride=1),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets import airports
-from benchmarks.datasets.airports import BINS, COUNTS, DATASET, TABLE, WAVES, encode
+from benchmarks.datasets._airports import TABLE
+from benchmarks.datasets.airports import BINS, COUNTS, DATASET, WAVES, encode
 from benchmarks.experiment.dataset import Splits
 
 
@@ -112,7 +113,7 @@ def _spoil_a_number(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (_remove, FileNotFoundError, r"Expected the table .*airports\.csv, but there is no"),
+        (_remove, FileNotFoundError, r"Expected the file .*airports\.csv, but there is none"),
         (_rename_a_column, ValueError, r"Expected the columns \['lat', .* \['lat'\] not among"),
         (_spoil_a_number, ValueError, r"numbers in airports\.csv, row 4 .*'high'"),
     ],

@@ -102,8 +102,8 @@ def _spoil_a_number(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (_remove_points, FileNotFoundError, r"Expected the table .*Melting Points\.tsv, but there"),
-        (_remove_identifiers, FileNotFoundError, r"Expected the table .*small\.tsv, but there is"),
+        (_remove_points, FileNotFoundError, r"Expected the file .*Melting Points\.tsv, but there"),
+        (_remove_identifiers, FileNotFoundError, r"Expected the file .*small\.tsv, but there is"),
         (_rename_a_column, ValueError, r"columns CAS and Tm in .*Points\.tsv, but got .*'Tb'"),
         (_shorten_a_line, ValueError, r"at least 5 columns in line 251 of .*large\.tsv, but got 2"),
         (_spoil_a_number, ValueError, r"number in .*Points\.tsv, but got 'hot' for 301-00-0"),

