@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     _add_loading(commands)
     _add_table(commands)
     _add_plot(commands)
+    _add_pays(commands)
     options = parser.parse_args(arguments)
     try:
         options.command(options)
@@ -317,6 +318,22 @@ def _plot(options: argparse.Namespace) -> None:
     if options.records == COMMITTED and fronts.is_measured(results):
         path = options.out / f"{name}_cost.png"
         plots.save(plots.error_and_cost(name), path)
+        print(path)
+
+
+def _add_pays(commands: Commands) -> None:
+    parser = commands.add_parser("pays", help="records to pictures of what BSAM trades and gains")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the pictures")
+    parser.set_defaults(command=_pays)
+
+
+def _pays(options: argparse.Namespace) -> None:
+    from benchmarks.results import families, plots
+
+    names = families.measured("bsam_weighted")
+    for figure, title in ((plots.trade, "trade"), (plots.error_and_epochs, "epochs")):
+        path = options.out / f"{title}.png"
+        plots.save(figure(*names), path)
         print(path)
 
 

@@ -9,11 +9,13 @@ import statistics
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.experiment.record import COMMITTED
+from benchmarks.experiment.registry import dataset_names
 from benchmarks.results.intervals import interval_of, mean_on_draws
 from benchmarks.results.results import Interval, Results
 
@@ -74,9 +76,32 @@ def chosen(dataset: str, method: str) -> Point:
     return min(curve(dataset, method), key=lambda point: point.validation)
 
 
-def are_measured(dataset: str, method: str) -> bool:
-    """Return whether there are records of a family and of the basis."""
-    return bool(curve(dataset, method)) and bool(curve(dataset, BASIS))
+def settings_by_epochs(choices: dict[str, Any]) -> dict[int, Any]:
+    """Return by their epochs the settings that are the best one's but for the epochs.
+
+    Args:
+        choices: Of a method, as its data set's ``tuning.json`` has them.
+    """
+    best = best_setting(choices)["recipe"]
+    found = {
+        row["recipe"]["epochs"]: row
+        for row in choices.values()
+        if all(row["recipe"][entry] == best[entry] for entry in best if "epochs" not in entry)
+    }
+    return {epochs: found[epochs] for epochs in sorted(found)}
+
+
+def best_setting(choices: dict[str, Any]) -> Any:
+    """Return the setting with the lowest balanced validation error at the end of training.
+
+    Where every target is tested equally often, that is the error on all.
+    """
+    return min(choices.values(), key=lambda row: row["last"].get("balanced", row["last"]["all"]))
+
+
+def measured(method: str) -> list[str]:
+    """Return the data sets with records of a family and of the basis."""
+    return [name for name in dataset_names() if curve(name, method) and curve(name, BASIS)]
 
 
 def difference(dataset: str, method: str, *, region: str, metric: str = "") -> Interval:

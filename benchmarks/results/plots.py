@@ -22,7 +22,7 @@ from benchmarks.experiment.dataset import Dataset
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results import fronts, heat_maps
+from benchmarks.results import families, fronts, heat_maps
 from benchmarks.results.labels import train_counts
 from benchmarks.results.results import Results
 
@@ -37,6 +37,9 @@ COLORS = {
     "sam": "#56B4E9",
     "bsam": "#D55E00",
     "bsam_quarter": "#009E73",
+    "weighted": "#E69F00",
+    "averaged": "#009E73",
+    "bsam_weighted": "#D55E00",
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 REGION_TITLES = {"all": "All targets", "few": "Few-shot targets"}
@@ -90,6 +93,83 @@ def label_distribution(name: str, counts: Tensor) -> Figure:
     axes.set_xlabel(dataset.target)
     axes.set_title(dataset.title, fontsize=11)
     _legend(axes, place="upper right")
+    return figure
+
+
+def trade(*names: str) -> Figure:
+    """Return pictures of the error on all targets and on few-shot ones, a curve a family.
+
+    Args:
+        names: Of the data sets, a panel each.
+    """
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(4 * len(names), 3.6), squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(panels[0], names, strict=True):
+        dataset = get_dataset(name)
+        for method in families.FAMILIES:
+            points = families.curve(name, method)
+            if not points:
+                continue
+            errors = [(point.mean("all"), point.mean("few")) for point in points]
+            axes.plot(
+                *zip(*errors, strict=True),
+                marker="o",
+                markersize=4,
+                color=COLORS[method],
+                label=get_method(method).title,
+            )
+            for point, error in zip(points, errors, strict=True):
+                axes.annotate(
+                    f"{point.exponent:g}",
+                    error,
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=COLORS[method],
+                )
+        axes.set_title(dataset.title, fontsize=10)
+        axes.set_xlabel(f"All targets, {dataset.metrics[0]} ({dataset.unit})")
+    panels[0][0].set_ylabel(f"Few-shot targets, {dataset.metrics[0]}")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def error_and_epochs(*names: str) -> Figure:
+    """Return pictures of the validation error at the end of training against the epochs.
+
+    Of each family the settings that are the best one's but for the epochs, see ``tuning.json``.
+
+    Args:
+        names: Of the data sets, a row of panels each: all targets, and few-shot ones.
+    """
+    figure, panels = plt.subplots(
+        len(names), 2, figsize=(8, 2.8 * len(names)), squeeze=False, layout="constrained"
+    )
+    for row, name in zip(panels, names, strict=True):
+        dataset = get_dataset(name)
+        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+        for axes, region in zip(row, ("all", "few"), strict=True):
+            for method in families.FAMILIES:
+                if method not in choices:
+                    continue
+                settings = families.settings_by_epochs(choices[method])
+                axes.plot(
+                    list(settings),
+                    [setting["last"][region] for setting in settings.values()],
+                    marker="o",
+                    markersize=4,
+                    color=COLORS[method],
+                    label=get_method(method).title,
+                )
+            axes.set_xscale("log", base=2)
+            ticks = list(settings)
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+            axes.set_title(f"{dataset.title}: {REGION_TITLES[region].lower()}", fontsize=10)
+            axes.set_xlabel("Epochs")
+        row[0].set_ylabel(f"Validation {dataset.metrics[0]} ({dataset.unit})")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -12,7 +12,7 @@ from benchmarks.costs.overhead import report as overhead_report
 from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
-from benchmarks.results import fronts
+from benchmarks.results import families, fronts
 from benchmarks.results.intervals import differ_from_zero
 from benchmarks.results.results import Interval, Results, committed, place
 
@@ -30,7 +30,7 @@ SELECTIONS = {
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "bMAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-PAGES = ("results", "cost", "choose", "method", "variants")
+PAGES = ("pays", "results", "cost", "choose", "method", "variants")
 TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -116,6 +116,60 @@ def front(results: Results) -> str:
     return markdown(rows)
 
 
+def pays(method: str) -> str:
+    """Return what a family gains over weights alone, a row a data set, see ``results.families``.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    datasets = families.measured(method)
+    title = get_method(method).title
+    found = {
+        name: (
+            families.difference(name, method, region="all", metric=families.BALANCED),
+            families.distance(name, method),
+        )
+        for name in datasets
+    }
+    are_real = iter(differ_from_zero([ends for of_name in found.values() for ends in of_name]))
+    basis = get_method(families.BASIS).title
+    rows = [["Data set", basis, title, "Difference", "Few-shot at equal all", "Passes"]]
+    for name in datasets:
+        ours, reference = (families.chosen(name, m) for m in (method, families.BASIS))
+        balanced, distance = (
+            _difference_cell(ends, next(are_real), families.BALANCED) for ends in found[name]
+        )
+        dataset = get_dataset(name)
+        passes = f"{ours.passes / reference.passes:.2f}"
+        cells = [_chosen_point(point) for point in (reference, ours)]
+        rows.append([f"{dataset.title} ({dataset.unit})", *cells, balanced, distance, passes])
+    return markdown(rows)
+
+
+def exponents(dataset: str) -> str:
+    """Return the errors of each family with each exponent, at the end of training."""
+    rows = [["Method", "Exponent", "Epochs", "Passes", *TITLES.values(), families.BALANCED]]
+    for method in families.FAMILIES:
+        for point in families.curve(dataset, method):
+            decimals = DECIMALS[point.results.metric]
+            errors = [point.mean(region) for region in REGIONS]
+            errors += [point.mean("all", families.BALANCED)]
+            run = point.results.records[method][0]
+            cells = [f"{point.exponent:g}", str(run.recipe["epochs"]), f"{run.passes:g}"]
+            rows.append(
+                [get_method(method).title, *cells, *(f"{error:.{decimals}f}" for error in errors)]
+            )
+    return markdown(rows)
+
+
+def _chosen_point(point: families.Point) -> str:
+    """Return the balanced error of a family's chosen exponent, and what was chosen."""
+    error = point.mean("all", families.BALANCED)
+    recipe = point.results.records[point.method][0].recipe
+    words = [f"exponent {point.exponent:g}", f"{recipe['epochs']} epochs"]
+    words += [f"rho {recipe['rho']:g}"] if "rho" in recipe else []
+    return f"{error:.{DECIMALS[families.BALANCED]}f} ({', '.join(words)})"
+
+
 def costs(dataset: str) -> str:
     """Return the passes and seconds of each method that was measured, over those of SQINV."""
     record = json.loads((COMMITTED / dataset / "cost.json").read_text())
@@ -160,7 +214,10 @@ def tuning(dataset: str, method: str = "") -> str:
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
     columns = [(epoch, region) for epoch in ("best", "last") for region in ("all", "few")]
-    rows = [["Method", "Setting", "Seeds", *(f"{e.capitalize()}, {TITLES[r]}" for e, r in columns)]]
+    if "bMAE" in get_dataset(dataset).metrics:
+        columns += [(epoch, "balanced") for epoch in ("best", "last")]
+    heads = [f"{e.capitalize()}, {TITLES.get(r, 'bMAE')}" for e, r in columns]
+    rows = [["Method", "Setting", "Seeds", *heads]]
     for name in [method] if method else sorted(choices, key=place):
         for setting, row in choices[name].items():
             cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]
@@ -244,6 +301,8 @@ def fill(text: str) -> str:
         "claims": lambda name, selection: claims(committed(name).by(selection=selection)),
         "front": lambda name, selection: front(committed(name).by(selection=selection)),
         "goal": lambda name, selection: goal(committed(name).by(selection=selection)),
+        "pays": pays,
+        "exponents": exponents,
         "costs": costs,
         "published": published,
         "tuning": tuning,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import Record, write_record
-from benchmarks.results import families
+from benchmarks.results import families, plots, tables
 from benchmarks.results.families import BASIS, EXPONENTS, distance, distances
 
 Array = NDArray[np.float64]
@@ -57,7 +57,13 @@ def write_family(root: Path, method: str, errors: Any) -> None:
     for exponent in EXPONENTS:
         for seed in range(10):
             predictions = targets + errors(exponent, seed, targets)
-            of_regions = {"all": {"MAE": float(np.abs(predictions - targets).mean())}}
+            of_all = np.abs(predictions - targets)
+            rare = targets > 2500
+            means = {"all": of_all.mean(), "many": of_all[~rare].mean(), "few": of_all[rare].mean()}
+            balanced = (means["many"] + means["few"]) / 2
+            of_regions = {region: {"MAE": float(mean)} for region, mean in means.items()}
+            of_regions["medium"] = {"MAE": 0.0}
+            of_regions["all"]["bMAE"] = float(balanced)
             record = Record(
                 dataset=NAME,
                 method=method,
@@ -115,10 +121,76 @@ def test_the_exponent_is_chosen_by_the_balanced_validation_error(records: Path) 
 
 def test_a_family_of_which_an_exponent_is_missing_is_not_measured(records: Path) -> None:
     write_family(records, BASIS, errors_of_basis)
-    assert families.are_measured(NAME, BASIS)
-    assert not families.are_measured(NAME, "bsam_weighted")
+    assert families.measured(BASIS) == [NAME]
+    assert families.measured("bsam_weighted") == []
     for path in (records / "0.5" / NAME / BASIS).glob("seed-*"):
         path.unlink()
     families.curve.cache_clear()
     families._results.cache_clear()
-    assert not families.are_measured(NAME, BASIS)
+    assert families.measured(BASIS) == []
+
+
+def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) -> None:
+    write_family(records, BASIS, errors_of_basis)
+
+    def higher(exponent: float, seed: int, targets: Array) -> Array:
+        return errors_of_basis(exponent, seed, targets) + 50
+
+    write_family(records, "bsam_weighted", higher)
+    header, _, row = tables.pays("bsam_weighted").splitlines()
+    assert "Weighted" in header
+    assert "BSAM" in header
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[0] == "Airports (m)"
+    assert "exponent 0.25" in cells[1]
+    # The same draws of both: 50 m higher on each target.
+    assert cells[3].startswith("**+50.00 [+50.00, +50.00]")
+    assert cells[4].startswith("**+")
+    assert cells[5] == "1.50"
+
+
+def test_the_table_of_exponents_has_each_familys_means(records: Path) -> None:
+    write_family(records, BASIS, errors_of_basis)
+    rows = tables.exponents(NAME).splitlines()[2:]
+    assert len(rows) == len(EXPONENTS)
+    for row, exponent in zip(rows, EXPONENTS, strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == f"{exponent:g}"
+        expected = 0.8 * (60 + 40 * exponent) + 0.2 * (300 - 100 * exponent)
+        assert float(cells[4]) == pytest.approx(expected, abs=1)
+        assert float(cells[7]) == pytest.approx(300 - 100 * exponent, abs=1)
+
+
+def test_the_picture_of_the_trade_has_a_curve_a_family(records: Path) -> None:
+    for method in (BASIS, "bsam_weighted"):
+        write_family(records, method, errors_of_basis)
+    (axes,) = plots.trade(NAME).axes
+    assert [line.get_label() for line in axes.lines] == ["Weighted", "BSAM, weighted"]
+    for line in axes.lines:
+        few = [300 - 100 * exponent for exponent in EXPONENTS]
+        assert line.get_ydata() == pytest.approx(few, abs=2)
+
+
+SETTINGS = {
+    f"epochs={epochs},rho={rho}": {
+        "recipe": {"epochs": epochs, "stage_epochs": [epochs], "lr": 0.1, "rho": rho},
+        "last": {"all": epochs + rho, "few": 2.0, "balanced": abs(epochs - 20) + rho},
+    }
+    for epochs in (40, 10, 20)
+    for rho in (0.1, 0.3)
+}
+
+
+def test_the_best_setting_has_the_lowest_balanced_error() -> None:
+    assert families.best_setting(SETTINGS)["recipe"]["epochs"] == 20
+    of_all = {
+        name: row | {"last": {"all": row["last"]["all"], "few": 0.0}}
+        for name, row in SETTINGS.items()
+    }
+    assert families.best_setting(of_all)["recipe"]["epochs"] == 10
+
+
+def test_settings_by_epochs_differ_in_nothing_else() -> None:
+    found = families.settings_by_epochs(SETTINGS)
+    assert list(found) == [10, 20, 40]
+    assert {row["recipe"]["rho"] for row in found.values()} == {0.1}
