@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     _add_labels(commands)
     _add_run(commands)
     _add_tune(commands)
+    _add_exponents(commands)
     _add_cost(commands)
     _add_overhead(commands)
     _add_loading(commands)
@@ -176,6 +177,37 @@ def _tune(options: argparse.Namespace) -> None:
     )
 
 
+def _add_exponents(commands: Commands) -> None:
+    parser = commands.add_parser("exponents", help="run methods with weights of all exponents")
+    parser.add_argument("dataset")
+    parser.add_argument("methods", nargs="+", metavar="method")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(10))
+    parser.add_argument("--records", type=Path, default=COMMITTED / "exponents")
+    _add_data(parser)
+    _add_jobs(parser)
+    parser.set_defaults(command=_exponents)
+
+
+def _exponents(options: argparse.Namespace) -> None:
+    from benchmarks.results.families import EXPONENTS
+    from benchmarks.training.pool import Run, run_all
+
+    runs = [
+        Run(
+            options.dataset,
+            method,
+            seed,
+            records=options.records / f"{exponent:g}",
+            data=options.data,
+            changes={"exponent": exponent},
+        )
+        for seed in options.seeds
+        for exponent in EXPONENTS
+        for method in options.methods
+    ]
+    run_all(runs, jobs=options.jobs, resume=True)
+
+
 def _add_cost(commands: Commands) -> None:
     parser = commands.add_parser("cost", help="measure what training takes beside SQINV")
     parser.add_argument("dataset")
@@ -302,7 +334,7 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from benchmarks.results import fronts, plots
+    from benchmarks.results import plots
     from benchmarks.results.results import Results
 
     name = options.dataset
@@ -311,14 +343,6 @@ def _plot(options: argparse.Namespace) -> None:
     figure = plots.error_by_target(results, methods=tuple(options.methods or plots.METHODS))
     plots.save(figure, path)
     print(path)
-    if options.records == COMMITTED and plots.has_rho_sweep(name):
-        path = options.out / f"{name}_rho.png"
-        plots.save(plots.rho_sweep(name), path)
-        print(path)
-    if options.records == COMMITTED and fronts.is_measured(results):
-        path = options.out / f"{name}_cost.png"
-        plots.save(plots.error_and_cost(name), path)
-        print(path)
 
 
 def _add_pays(commands: Commands) -> None:

@@ -8,11 +8,9 @@ from benchmarks.methods._losses import weighted
 from benchmarks.methods._optimizers import base
 
 
-def whole(
-    objective: Objective, optimizers: Optimizers = base, *, epochs_factor: int = 1
-) -> Callable[[Recipe], list[Stage]]:
-    """Train the whole network, for so many times the recipe's epochs."""
-    return lambda recipe: [Stage(objective, optimizers, recipe.epochs * epochs_factor)]
+def whole(objective: Objective, optimizers: Optimizers = base) -> Callable[[Recipe], list[Stage]]:
+    """Train the whole network."""
+    return lambda recipe: [Stage(objective, optimizers, recipe.epochs)]
 
 
 def after_vanilla(recipe: Recipe, stage: Stage) -> list[Stage]:

@@ -14,6 +14,10 @@ METHOD = Method(
     title="BSAM, weighted",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
-    tuned=TUNED | {"rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75}},
+    tuned=TUNED
+    | {
+        "airports": {"rho": 0.1},
+        "rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75},
+    },
     place=13,
 )

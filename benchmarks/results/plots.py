@@ -3,7 +3,6 @@
 import json
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,10 +18,9 @@ from numpy.typing import NDArray
 
 from balanced_sam import TargetGrid
 from benchmarks.experiment.dataset import Dataset
-from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import get_dataset, get_method
-from benchmarks.results import families, fronts, heat_maps
+from benchmarks.results import families, heat_maps
 from benchmarks.results.labels import train_counts
 from benchmarks.results.results import Results
 
@@ -33,7 +31,6 @@ METHODS = ("vanilla", "sqinv", "sam", "bsam")
 COLORS = {
     "vanilla": "#555555",
     "sqinv": "#E69F00",
-    "sqinv_twice": "#E69F00",
     "sam": "#56B4E9",
     "bsam": "#D55E00",
     "bsam_quarter": "#009E73",
@@ -173,117 +170,11 @@ def error_and_epochs(*names: str) -> Figure:
     return figure
 
 
-def rho_sweep(name: str) -> Figure:
-    """Return a picture of the validation error against rho, the recipe's other entries kept."""
-    dataset = get_dataset(name)
-    choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axes, region in zip(panels, ("all", "few"), strict=True):
-        for method in ("sam", "bsam"):
-            rows = sorted(_sweep(dataset, choices.get(method, {})), key=lambda row: row["rho"])
-            axes.plot(
-                [row["rho"] for row in rows],
-                [row[region] for row in rows],
-                marker="o",
-                markersize=4,
-                color=COLORS[method],
-                label=get_method(method).title,
-            )
-        axes.axvline(
-            plan(name, "bsam").constants["rho"],
-            color="#999999",
-            linewidth=1,
-            zorder=0,
-            label="the recipe's",
-        )
-        axes.set_xscale("log")
-        ticks = sorted({row["rho"] for row in rows})
-        axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
-        axes.minorticks_off()
-        axes.set_xlabel("rho")
-        axes.set_title(REGION_TITLES[region], fontsize=10)
-    panels[0].set_ylabel(f"Validation {dataset.metrics[0]}, {dataset.unit}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return figure
-
-
-def error_and_cost(name: str) -> Figure:
-    """Return a picture of what trainings lose to BSAM and cost, the Pareto fronts drawn."""
-    dataset = get_dataset(name)
-    figure, panels = plt.subplots(2, 2, figsize=(8, 7.5), sharex=True, layout="constrained")
-    for row, selection in zip(panels, SELECTIONS, strict=True):
-        points = fronts.points(name, selection)
-        for axes, region in zip(row, fronts.REGIONS, strict=True):
-            _front(axes, points, region)
-            axes.set_title(f"{REGION_TITLES[region]}, {SELECTIONS[selection]}", fontsize=10)
-        row[0].set_ylabel(f"Test {dataset.metrics[0]} minus BSAM's, {dataset.unit}")
-    for axes in panels[1]:
-        axes.set_xlabel("Seconds of training over those of SQINV")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write a picture to a file and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
-
-
-def has_rho_sweep(name: str) -> bool:
-    """Return whether the tuning records of a data set try several rho."""
-    path = COMMITTED / name / "tuning.json"
-    if not path.exists():
-        return False
-    rows = _sweep(get_dataset(name), json.loads(path.read_text()).get("bsam", {}))
-    return len(rows) > 1
-
-
-def _sweep(dataset: Dataset, choices: dict[str, Any]) -> list[dict[str, float]]:
-    """Return rho and the validation errors of what differs from the recipe in rho alone."""
-    rows = []
-    for row in choices.values():
-        tried = row["recipe"]
-        if all(tried[name] == getattr(dataset.recipe, name) for name in ("lr", "epochs")):
-            rows.append({"rho": tried["rho"]} | row["best"])
-    return rows
-
-
-def _front(axes: Axes, points: tuple[fronts.Point, ...], region: str) -> None:
-    """Draw each training's error against its cost, and the front that no other is below of."""
-    front = [point for point in points if fronts.is_lowest(point, points, region)]
-    axes.step(
-        [point.cost for point in front],
-        [point.to_reference[region][0] for point in front],
-        where="post",
-        color="#999999",
-        linewidth=1,
-        zorder=1,
-        label="front",
-    )
-    for point in points:
-        value, low, high = point.to_reference[region]
-        is_half = point.name.endswith(fronts.HALF)
-        color = COLORS[point.method]
-        axes.errorbar(
-            point.cost,
-            value,
-            yerr=[[value - low], [high - value]],
-            fmt="D" if point.method == "sqinv_twice" else "s" if is_half else "o",
-            markersize=5,
-            markerfacecolor="white" if is_half else color,
-            color=color,
-            capsize=2,
-            linewidth=1.2,
-            label=get_method(point.method).title + (", half the epochs" if is_half else ""),
-        )
-    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.axvline(fronts.MOST_SECONDS, color="#cccccc", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_xscale("log", base=2)
-    ticks = (0.5, 1, fronts.MOST_SECONDS, 2)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
 
 
 def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:

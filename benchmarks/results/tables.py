@@ -12,25 +12,19 @@ from benchmarks.costs.overhead import report as overhead_report
 from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
-from benchmarks.results import families, fronts
+from benchmarks.results import families
 from benchmarks.results.intervals import differ_from_zero
 from benchmarks.results.results import Interval, Results, committed, place
 
 TITLES = {"all": "All", "many": "Many", "medium": "Med.", "few": "Few"}
 REFERENCES = ("vanilla", "sqinv")
-CLAIMS = (
-    *(("bsam", "sqinv"), ("bsam", "sqinv_twice"), ("bsam", "sam"), ("bsam", "bsam_descent_only")),
-    *(("bsam", "rrt"), ("bsam", "balanced_mse_gai"), ("bsam_inv", "inv")),
-)
-"""The comparisons that the library stands or falls with: with what it is made of, with the control
-that costs as much, and with the strongest of the other baselines."""
 SELECTIONS = {
     "best_validation": "epoch with the lowest validation error",
     "last_epoch": "last epoch",
     "best_test": "epoch with the lowest test error, as in the literature",
 }
 DECIMALS = {"MAE": 2, "bMAE": 2, "GM": 2, "RMSE": 3, "delta_1": 3}
-PAGES = ("pays", "results", "cost", "choose", "method", "variants")
+PAGES = ("pays", "results", "cost")
 TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
 _BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -69,50 +63,6 @@ def differences(results: Results, reference: str, methods: str = "") -> str:
     for method in compared:
         cells = [_difference_cell(*found[method, reference, r], results.metric) for r in REGIONS]
         rows.append([get_method(method).title, str(len(seeds[method])), *cells])
-    return markdown(rows)
-
-
-def claims(results: Results) -> str:
-    """Return what BSAM gains over its controls, and whether the gain survives the correction."""
-    rows = [["Comparison", "Seeds"]]
-    for region in fronts.REGIONS:
-        rows[0] += [f"{results.metric}, {TITLES[region]}", "Relative", "Survives"]
-    seeds = {pair: results.seeds(*pair) for pair in CLAIMS}
-    compared = [pair for pair in CLAIMS if seeds[pair]]
-    found = _differences(results, [(*pair, r) for pair in compared for r in fronts.REGIONS])
-    for method, reference in compared:
-        row = [f"{get_method(method).title} − {get_method(reference).title}"]
-        row += [str(len(seeds[method, reference]))]
-        for region in fronts.REGIONS:
-            difference, is_real = found[method, reference, region]
-            if not math.isfinite(difference.value):
-                row += ["none", "", ""]
-                continue
-            mean = results.mean(reference, region=region, beside=method)
-            survives = "no" if not is_real else "yes" if difference.value < 0 else "no, worse"
-            percent = _percent(100 * difference.value / mean)
-            row += [_interval(difference, results.metric), percent, survives]
-        rows.append(row)
-    rows += _published_claims(results)
-    return markdown(rows)
-
-
-def front(results: Results) -> str:
-    """Return which trainings no cheaper one matches, see :mod:`benchmarks.results.fronts`."""
-    points = fronts.points(results.name, results.selection)
-    rows = [["Training", "Epochs", "Seeds", "Seconds × SQINV"]]
-    for region in fronts.REGIONS:
-        rows[0] += [f"{results.metric}, {TITLES[region]}", "On the front", "Corrected"]
-    for point in points:
-        title = get_method(point.method).title
-        row = [title, str(point.epochs), str(point.seeds), f"{point.cost:.2f}"]
-        for region in fronts.REGIONS:
-            row += [
-                f"{point.error[region]:.{DECIMALS[results.metric]}f}",
-                "yes" if fronts.is_lowest(point, points, region) else "no",
-                fronts.verdict(point, region),
-            ]
-        rows.append(row)
     return markdown(rows)
 
 
@@ -180,20 +130,6 @@ def costs(dataset: str) -> str:
         seconds = statistics.median(row["seconds"])
         title = get_method(method).title
         rows.append([title, f"{row['passes']:.2f}", _seconds(results, method), f"{seconds:.3g}"])
-    return markdown(rows)
-
-
-def goal(results: Results) -> str:
-    """Return how near the cheaper variants come to BSAM, in percent of its error."""
-    heads = [f"{results.metric}, {TITLES[region]}" for region in fronts.REGIONS]
-    rows = [["Difference to BSAM", "Seeds", "Seconds × SQINV", *heads, "Within the goal"]]
-    for entry in fronts.goals(results):
-        cells = [
-            _minus(f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]")
-            for value, low, high in entry.percent.values()
-        ]
-        title, reached = get_method(entry.method).title, "yes" if entry.is_reached else "no"
-        rows.append([title, str(entry.seeds), _seconds(results, entry.method), *cells, reached])
     return markdown(rows)
 
 
@@ -270,9 +206,6 @@ def report(results: Results) -> str:
             if references:
                 parts += ["Paired differences, 95 % intervals, bold by Holm's correction:"]
             parts += [differences(of_metric, reference) for reference in references]
-        if any(results.seeds(*claim) for claim in CLAIMS):
-            of_claims = claims(results.by(selection=selection))
-            parts += ["Whether the gain of BSAM survives Holm's correction:", of_claims]
     if not dataset.published:
         return "\n\n".join(parts)
     paper = _published(dataset.published)
@@ -298,9 +231,6 @@ def fill(text: str) -> str:
         "differences": lambda name, selection, metric, *rest: differences(
             committed(name).by(selection=selection, metric=metric), *rest
         ),
-        "claims": lambda name, selection: claims(committed(name).by(selection=selection)),
-        "front": lambda name, selection: front(committed(name).by(selection=selection)),
-        "goal": lambda name, selection: goal(committed(name).by(selection=selection)),
         "pays": pays,
         "exponents": exponents,
         "costs": costs,
@@ -322,22 +252,6 @@ def _published(name: str) -> dict[str, Any]:
     published = json.loads((COMMITTED / "published.json").read_text())
     entry: dict[str, Any] = published[name] if name else {}
     return entry
-
-
-def _published_claims(results: Results) -> list[list[str]]:
-    """Return the rows of what others found for BSAM against SQINV."""
-    rows = []
-    for name in (results.dataset.published, f"{results.name}_trial"):
-        entry = json.loads((COMMITTED / "published.json").read_text()).get(name, {})
-        gains = entry.get("gains", {}).get(results.selection)
-        if {"bsam", "sqinv"} <= entry.get("rows", {}).keys():
-            pairs = zip(entry["rows"]["bsam"], entry["rows"]["sqinv"], strict=True)
-            relative = [100 * (a / b - 1) if a and b else None for a, b in pairs]
-            gains = [relative[0], relative[3]]
-        if gains:
-            cells = [part for gain in gains for part in ("", _percent(gain), "")]
-            rows.append([f"BSAM − SQINV: {entry['title']}", "", *cells])
-    return rows
 
 
 def _timed(dataset: str) -> list[str]:
@@ -408,10 +322,6 @@ def _difference_cell(difference: Interval, is_real: bool, metric: str) -> str:
 def _interval(interval: Interval, metric: str) -> str:
     value, low, high = (f"{end:+.{DECIMALS[metric]}f}" for end in interval)
     return _minus(f"{value} [{low}, {high}]")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else _minus(f"{value:+.1f} %")
 
 
 def _figure(value: float | None) -> str:

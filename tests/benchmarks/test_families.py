@@ -1,5 +1,6 @@
 """Families along the exponent of their weights, and how far one is beyond another."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.__main__ import main
 from benchmarks.experiment.plan import plan
-from benchmarks.experiment.record import Record, write_record
+from benchmarks.experiment.record import COMMITTED, Record, write_record
 from benchmarks.results import families, plots, tables
 from benchmarks.results.families import BASIS, EXPONENTS, distance, distances
+from benchmarks.training import pool
 
 Array = NDArray[np.float64]
 NAME = "airports"
@@ -130,6 +133,21 @@ def test_a_family_of_which_an_exponent_is_missing_is_not_measured(records: Path)
     assert families.measured(BASIS) == []
 
 
+def test_a_command_runs_each_exponent_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[pool.Run] = []
+
+    def run_all(runs: list[pool.Run], *, jobs: int, resume: bool) -> None:
+        assert resume
+        planned.extend(runs)
+
+    monkeypatch.setattr(pool, "run_all", run_all)
+    main(["exponents", NAME, BASIS, "bsam_weighted"])
+    assert len(planned) == len({run.path for run in planned}) == 2 * 10 * len(EXPONENTS)
+    for run in planned:
+        folder = families.FOLDER / f"{run.plan.constants['exponent']:g}"
+        assert run.path == folder / NAME / run.method / f"seed-{run.seed}.json"
+
+
 def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) -> None:
     write_family(records, BASIS, errors_of_basis)
 
@@ -194,3 +212,36 @@ def test_settings_by_epochs_differ_in_nothing_else() -> None:
     found = families.settings_by_epochs(SETTINGS)
     assert list(found) == [10, 20, 40]
     assert {row["recipe"]["rho"] for row in found.values()} == {0.1}
+
+
+@pytest.mark.parametrize("name", families.measured("bsam_weighted"))
+class TestCommittedRecords:
+    def test_every_exponent_has_ten_runs_of_the_recipe_by_clean_code(self, name: str) -> None:
+        for method in families.FAMILIES:
+            for point in families.curve(name, method):
+                runs = point.results.records[method]
+                assert [run.seed for run in runs] == list(range(10))
+                expected = plan(name, method, {"exponent": point.exponent}).description
+                for run in runs:
+                    assert run.recipe == expected
+                    assert run.provenance["dirty"] is False
+                    assert run.provenance["data_sha256"] == runs[0].provenance["data_sha256"]
+
+    def test_a_family_runs_with_its_best_setting_but_for_the_exponent(self, name: str) -> None:
+        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+        for method in families.FAMILIES:
+            if families.curve(name, method):
+                best = families.best_setting(choices[method])["recipe"]
+                changes = {"exponent": best["exponent"]}
+                assert plan(name, method, changes).description == best
+
+    def test_all_families_tried_as_many_settings_on_seeds_that_are_not_reported(
+        self, name: str
+    ) -> None:
+        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+        tried = {method: len(choices[method]) for method in choices if families.curve(name, method)}
+        assert len(set(tried.values())) == 1, tried
+        for row in (row for settings in choices.values() for row in settings.values()):
+            assert len(row["seeds"]) > 1
+            assert not set(row["seeds"]) & set(range(10))
+            assert row["recipe"]["epochs"] > 0

@@ -9,7 +9,6 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.experiment.registry import dataset_names, get_dataset
-from benchmarks.results import plots
 from benchmarks.results.labels import describe, train_counts
 
 
@@ -65,15 +64,6 @@ def test_effective_sample_fraction_is_one_for_equal_weights() -> None:
     counts[[30, 40, 50]] = 7
     fractions = re.findall(r"(\S+) \|$", describe(dataset, counts), re.MULTILINE)[-3:-1]
     assert fractions == ["1.000", "1.000"]
-
-
-def test_pictures_of_other_methods_and_of_rho_are_drawn(tmp_path: Path) -> None:
-    command = ["plot", "rotated_digits", "--methods", "inv", "rrt", "bsam", "--out", str(tmp_path)]
-    main(command)
-    assert plots.has_rho_sweep("rotated_digits")
-    for name in ("error_by_target", "rho"):
-        with Image.open(tmp_path / f"rotated_digits_{name}.png") as image:
-            assert min(image.size) > 400
 
 
 def test_a_picture_without_records_says_so(tmp_path: Path) -> None:

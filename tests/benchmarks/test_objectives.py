@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from balanced_sam import (
-    BalancedSAM,
     ShotRegions,
     TargetBins,
     TargetGrid,
@@ -33,9 +32,6 @@ from benchmarks.methods import (
     _balanced_mse,
     balanced_mse_bmc,
     balanced_mse_gai,
-    bsam,
-    bsam_clean_statistics,
-    bsam_inv,
     bsam_quarter,
     focal_r,
     lds,
@@ -664,31 +660,6 @@ def test_balanced_mse_on_ages_takes_as_many_steps_on_both_data_sets() -> None:
     }
     assert steps["imdb_wiki_dir"] == 7490
     assert steps["agedb_dir"] == pytest.approx(7490, rel=0.01)
-
-
-def test_bsam_inv_perturbs_the_loss_with_inv_weights() -> None:
-    (stage,) = stages_of(bsam_inv.METHOD)
-    loss = make(stage.objective)
-    torch.testing.assert_close(weights_of(loss), weights_of(make(weighted("inv"))))
-    optimizer, _ = stage.optimizers(nn.Linear(1, 1), RECIPE, loss)
-    assert isinstance(optimizer, BalancedSAM)
-
-
-@pytest.mark.parametrize("method", [bsam.METHOD, bsam_clean_statistics.METHOD])
-def test_clean_statistics_are_those_of_the_first_pass_alone(method: Method) -> None:
-    (stage,) = stages_of(method)
-    network = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
-    loss = make(stage.objective)
-    optimizer, _ = stage.optimizers(network, RECIPE, loss)
-    inputs = TARGETS[:, None].float()
-
-    def closure() -> Tensor:
-        error: Tensor = loss(network, inputs, TARGETS)
-        error.backward()
-        return error
-
-    optimizer.step(closure)
-    assert network[1].num_batches_tracked == (1 if method is bsam_clean_statistics.METHOD else 2)
 
 
 def maps(sizes: tuple[int, ...]) -> Tensor:
