@@ -30,7 +30,8 @@ class Plan:
     def description(self) -> dict[str, Any]:
         """Recipe, constants, and the epochs of each stage, as the record has them."""
         epochs = {"stage_epochs": [stage.epochs for stage in self.stages]}
-        return dataclasses.asdict(self.recipe) | self.constants | epochs
+        entries = dataclasses.asdict(self.recipe) | self.constants | epochs
+        return {name: value for name, value in entries.items() if value is not None}
 
 
 def changes_by_method(methods: list[str], changes: dict[str, Any]) -> dict[str, dict[str, Any]]:

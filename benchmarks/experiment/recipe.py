@@ -22,6 +22,8 @@ class Recipe:
     """Whether the weights have mean 1 over the training targets, or the paper's raw scale."""
     pretrained: bool = False
     """Whether the encoder starts from ImageNet weights, for the networks that have any."""
+    label_noise: float | None = None
+    """Standard deviation of noise that is added to the training targets, in target units."""
 
     def normalize(self, mean_weight: float) -> "Recipe":
         """Return the recipe for weights of mean 1 that trains as this one does with raw ones.

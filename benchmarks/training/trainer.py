@@ -21,6 +21,7 @@ from benchmarks.training.batches import evaluation_batches, training_batches
 from benchmarks.training.callbacks import History, Passes, WholeFiles
 from benchmarks.training.evaluation import Evaluation
 from benchmarks.training.module import Regression
+from benchmarks.training.noise import with_label_noise
 from benchmarks.training.provenance import provenance
 
 
@@ -49,6 +50,8 @@ def train(
         The record of the run.
     """
     dataset, recipe = get_dataset(plan.dataset), plan.recipe
+    if recipe.label_noise:
+        splits = with_label_noise(splits, dataset.bins, level=recipe.label_noise, seed=seed)
     history: list[dict[str, float | None]] = []
     passes = seconds = 0.0
     best: dict[str, Any] | None = None

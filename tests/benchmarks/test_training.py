@@ -22,6 +22,7 @@ from benchmarks.methods._optimizers import SCHEDULES
 from benchmarks.training import callbacks
 from benchmarks.training.batches import Draws, evaluation_batches, training_batches
 from benchmarks.training.module import Regression
+from benchmarks.training.noise import with_label_noise
 from benchmarks.training.trainer import train
 
 DIGITS = get_dataset("rotated_digits")
@@ -381,3 +382,39 @@ def test_schedules_are_those_of_the_recipes() -> None:
     # Those of DIR's ages: tenths at 60 and 80 of 90.
     late = [SCHEDULES["tenth_twice"](epoch, 90) for epoch in range(90)]
     assert late == pytest.approx([1] * 60 + [0.1] * 20 + [0.01] * 10)
+
+
+def test_label_noise_is_on_the_training_targets_alone_and_in_their_counts() -> None:
+    splits, bins = DIGITS.load(None), DIGITS.bins
+    noisy, again, other = (
+        with_label_noise(splits, bins, level=5.0, seed=seed) for seed in (3, 3, 4)
+    )
+    noise = noisy.train.targets - splits.train.targets  # type: ignore[attr-defined]  # in memory
+    assert noise.std().item() == pytest.approx(5, rel=0.1)
+    assert abs(noise.mean().item()) < 0.5
+    assert torch.equal(noisy.train_counts, bins.counts(noisy.train_targets))
+    assert not torch.equal(noisy.train_counts, splits.train_counts)
+    assert torch.equal(noisy.train_targets, again.train_targets)
+    assert not torch.equal(noisy.train_targets, other.train_targets)
+    for name in ("validation", "test"):
+        assert getattr(noisy, name) is getattr(splits, name)
+
+
+def test_label_noise_is_said_in_the_record_where_there_is_any(
+    digits: Splits, tmp_path: Path
+) -> None:
+    assert "label_noise" not in plan("rotated_digits", "sqinv").description
+    plans = {"noisy": quick("sqinv", label_noise=40.0), "plain": quick("sqinv")}
+    assert plans["noisy"].description["label_noise"] == 40
+    losses = {
+        name: train(of, digits, 0, folder=tmp_path / name).history[0]["loss"]
+        for name, of in plans.items()
+    }
+    assert losses["noisy"] != losses["plain"]
+
+
+def test_label_noise_wants_samples_in_memory(tmp_path: Path) -> None:
+    get_dataset("agedb_dir").write_miniature(tmp_path)
+    splits = get_dataset("agedb_dir").load(tmp_path)
+    with pytest.raises(ValueError, match="samples in memory for label_noise, but got files"):
+        with_label_noise(splits, get_dataset("agedb_dir").bins, level=1.0, seed=0)
