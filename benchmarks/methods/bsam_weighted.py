@@ -17,6 +17,7 @@ METHOD = Method(
     tuned=TUNED
     | {
         "airports": {"rho": 0.1},
+        "melting_points": {"epochs": 40, "rho": 0.03},
         "rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75},
     },
     place=13,
