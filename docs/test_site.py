@@ -166,7 +166,7 @@ def test_every_page_is_reached_from_the_first(visits: dict[str, Visit], home: st
 @pytest.mark.parametrize(
     ("term", "expected"),
     [
-        ("overflow", "use.html"),
+        ("overflow", "how_to/mixed_precision.html"),
         ("FSDP2", "processes.html"),
         ("smooth_counts", "reference.html"),
         ("sharpness", "glossary.html"),

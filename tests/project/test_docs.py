@@ -1,15 +1,11 @@
 """The documentation: every public name has its entry, every page its place, every block is run."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import balanced_sam
-from balanced_sam import TargetWeights
 
 DOCS = Path(__file__).parents[2] / "docs"
 MADE = {"_build", "generated"}
@@ -21,6 +17,10 @@ PUBLIC = {*balanced_sam.__all__, "torchmetrics.RegionMetrics"}
 
 def reference() -> str:
     return (DOCS / "reference.md").read_text(encoding="utf-8")
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(DOCS).with_suffix("").as_posix()
 
 
 def toctree_entries(page: Path) -> list[str]:
@@ -47,7 +47,7 @@ def test_reference_table_lists_every_public_name_once() -> None:
 
 def test_every_page_is_in_the_toctree_once() -> None:
     entries = [entry for page in PAGES for entry in toctree_entries(page)]
-    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES]
+    pages = [page_name(page) for page in PAGES]
     pages += [f"generated/{script}" for script in SCRIPTS]
     assert sorted([*entries, "index"]) == sorted(pages)
 
@@ -65,43 +65,23 @@ def test_every_term_of_the_glossary_is_linked_from_a_page() -> None:
     assert {term for term in terms if term not in linked} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     fences = re.findall(
         r"^(?:`{3,}|:{3,})([^`:\s]\S*)", page.read_text(encoding="utf-8"), re.MULTILINE
     )
     run = {"{testsetup}", "{testcleanup}", "{testcode}", "{testoutput}", "{doctest}"}
     other = {"{eval-rst}", "{include}", "{literalinclude}", "{toctree}", "{warning}", "{note}"}
-    other |= {"{glossary}", "{grid}", "{grid-item-card}", "{tab-set}", "{tab-item}", "sh"}
+    other |= {"{dropdown}", "{glossary}", "{grid}", "{grid-item-card}", "{tab-set}", "{tab-item}"}
+    other |= {"sh"}
     directives = {fence.split("}")[0] + "}" if fence.startswith("{") else fence for fence in fences}
     assert directives <= run | other
 
 
-@pytest.mark.parametrize("size", range(1, 6))
-def test_first_pass_on_a_quarter_as_shown_takes_any_last_batch(size: int) -> None:
-    text = (DOCS / "use.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\{testcode\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    (code,) = (block for block in blocks if "def ascent_closure" in block)
-    torch.manual_seed(0)
-    inputs, targets = torch.rand(size, 3), 10 * torch.rand(size)
-    # BatchNorm itself refuses a single sample.
-    normalization = nn.BatchNorm1d(8) if size > 1 else nn.Identity()
-    model = nn.Sequential(nn.Linear(3, 8), normalization, nn.Linear(8, 1), nn.Flatten(0))
-    sizes = []
-    model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-
-    def closure() -> Tensor:
-        loss = (model(inputs) - targets).abs().mean()
-        loss.backward()
-        return loss
-
-    names = {name: getattr(balanced_sam, name) for name in balanced_sam.__all__}
-    names |= {"torch": torch, "partial": partial, "model": model, "closure": closure}
-    names |= {"inputs": inputs, "targets": targets}
-    names["weights"] = TargetWeights.from_targets(targets, scheme="none")
-    names["make_base"] = lambda: torch.optim.SGD(model.parameters(), lr=0.05)
-    exec(code, names)
-    assert sizes == [min(size, 2), size]
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_page_hides_no_code_but_its_setup(page: Path) -> None:
+    hidden = r"^`{3,}\{(?:testcode|doctest)\}\n(?::.*\n)*:hide:"
+    assert re.findall(hidden, page.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("inventories/*.txt")), ids=lambda path: path.stem)

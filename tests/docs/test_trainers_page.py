@@ -1,0 +1,110 @@
+"""The page on trainers: its modules and loops train, and what it warns of comes true."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from tests.support.pages import OpenPage, Page
+
+
+@pytest.fixture
+def page(open_page: OpenPage) -> Iterator[Page]:
+    """Return the page once it has run, with Lightning quiet and accelerate's settings forgotten."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield open_page("trainers").run()
+    logger.setLevel(level)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def fit(module: pl.LightningModule, page: Page, **options: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    module.model.zero_grad()
+    trainer.fit(module, page["loader"])
+    return trainer
+
+
+def weights_of(page: Page) -> list[Tensor]:
+    return [p.detach().clone() for p in page["model"].parameters()]
+
+
+@pytest.mark.parametrize("name", ["Regressor", "MicroBatchRegressor", "ManualRegressor"])
+def test_lightning_module_takes_a_step_a_batch(name: str, page: Page) -> None:
+    start = weights_of(page)
+    trainer = fit(page[name](page["model"]), page)
+    assert trainer.global_step == len(page["loader"])
+    assert not any(map(torch.equal, weights_of(page), start))
+
+
+def test_lightning_that_accumulates_batches_is_warned_of(page: Page) -> None:
+    with pytest.warns(UserWarning, match="inside the closure"):
+        fit(page["Regressor"](page["model"]), page, accumulate_grad_batches=3)
+
+
+def test_lightning_step_that_returns_none_skips_the_batch(page: Page) -> None:
+    class Skipping(page["Regressor"]):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            return None
+
+    start = weights_of(page)
+    fit(Skipping(page["model"]), page)
+    assert all(map(torch.equal, weights_of(page), start))
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_lightning_logs_the_loss_at_w_only_behind_the_guard(is_guarded: bool, page: Page) -> None:
+    clean: list[Tensor] = []
+
+    class Noting(page["LoggingRegressor"]):
+        def on_train_batch_start(self, batch: list[Tensor], batch_idx: int) -> None:
+            clean.append(page["balanced_loss"](self.model, *batch).detach())
+
+    class Unguarded(Noting):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = page["balanced_loss"](self.model, *batch)
+            self.log("train_loss", loss, on_step=False, on_epoch=True)
+            return loss
+
+    module = (Noting if is_guarded else Unguarded)(page["model"])
+    logged = fit(module, page).callback_metrics["train_loss"]
+    if is_guarded:
+        torch.testing.assert_close(logged, torch.stack(clean).mean())
+    else:
+        assert logged > torch.stack(clean).mean() + 0.01
+
+
+def test_lightning_manual_step_alone_raises(page: Page) -> None:
+    class StepAlone(page["ManualRegressor"]):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.manual_backward(page["balanced_loss"](self.model, *batch))
+            self.optimizers().step()
+
+    with pytest.raises(RuntimeError, match=r"perturbed\(\):"):
+        fit(StepAlone(page["model"]), page)
+
+
+def test_accelerate_step_calls_the_closure_twice_and_moves_the_weights(page: Page) -> None:
+    start, calls = weights_of(page), []
+
+    def counted() -> Tensor:
+        calls.append(page["optimizer"].optimizer.is_perturbed)
+        return page["closure"]()
+
+    page["optimizer"].step(counted)
+    assert calls == [False, True]
+    assert not any(map(torch.equal, weights_of(page), start))
