@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: demo test lint tables docs html wheel-test site-test clean
+.PHONY: demo test lint tables docs html compatibility wheel-test site-test clean
 
 demo: .venv/demo
 	$(BIN)/python -m benchmarks run rotated_digits vanilla sqinv sam bsam --seeds 0 1 2 --jobs 2 --resume --records demo
@@ -30,6 +30,10 @@ docs: html
 
 html: .venv/test
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --builder html docs docs/_build/html
+
+# Tests of what works with what: the page says which have passed.
+compatibility: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.compatibility
 
 # The tests in the source distribution, against the wheel, where nothing else is installed.
 wheel-test: .venv/test
