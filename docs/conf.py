@@ -50,7 +50,7 @@ myst_heading_anchors = 3
 
 # Scripts that run while the site is built, into pages of their own.
 gallery = ["target_bins", "label_density", "weights_of_density", "ascent_step"]
-gallery += ["error_by_bin", "loss_rise_by_region", "rho_sweep"]
+gallery += ["error_by_bin", "loss_rise_by_region"]
 sphinx_gallery_conf = {
     "examples_dirs": ["tutorial", "gallery"],
     "gallery_dirs": ["generated/tutorial", "generated/gallery"],

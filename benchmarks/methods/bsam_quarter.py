@@ -44,16 +44,18 @@ def quarter(network: nn.Module, objective: nn.Module) -> Iterator[None]:
         del objective.forward
 
 
-def stages(recipe: Recipe, *, rho_quarter: float, rho_warmup_epochs: int) -> list[Stage]:
+def stages(
+    recipe: Recipe, *, rho_quarter: float, rho_warmup_epochs: int, exponent: float
+) -> list[Stage]:
     """Return the one part of training."""
-    make = two_passes(weighted("sqinv", kind=DrawnLoss), ascent=quarter)
+    make = two_passes(weighted(exponent, kind=DrawnLoss), ascent=quarter)
     return make(recipe, rho=rho_quarter, rho_warmup_epochs=rho_warmup_epochs)
 
 
 METHOD = Method(
     title="BSAM, quarter",
     stages=stages,
-    constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0},
+    constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0, "exponent": 0.5},
     tuned={
         "rooms": {"rho_quarter": 0.001},
         "rotated_digits": {"rho_quarter": 0.8, "rho_warmup_epochs": 5},

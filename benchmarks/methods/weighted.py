@@ -11,7 +11,7 @@ def _stages(recipe: Recipe, *, exponent: float) -> list[Stage]:
 
 
 METHOD = Method(
-    title="Weighted",
+    title="Weights alone",
     stages=_stages,
     constants={"exponent": 0.5},
     tuned={"rotated_and_scaled_digits": {"exponent": 0.75}},

@@ -21,7 +21,13 @@ from benchmarks.results.results import Interval, Results
 
 Array = NDArray[np.float64]
 
-FAMILIES = ("weighted", "averaged", "bsam_weighted")
+FAMILIES = {
+    "weighted": "Weights alone",
+    "averaged": "Weight average",
+    "bsam_weighted": "BSAM",
+    "bsam_quarter": "BSAM, quarter",
+}
+"""How they are called where all are weighted."""
 BASIS = "weighted"
 """The family that others are compared with: weights, and nothing else."""
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -77,16 +83,17 @@ def chosen(dataset: str, method: str) -> Point:
 
 
 def settings_by_epochs(choices: dict[str, Any]) -> dict[int, Any]:
-    """Return by their epochs the settings that are the best one's but for the epochs.
+    """Return by their epochs the settings with the exponent 1/2 that are else the best one's.
 
     Args:
         choices: Of a method, as its data set's ``tuning.json`` has them.
     """
     best = best_setting(choices)["recipe"]
+    wanted = {name: best[name] for name in best if "epochs" not in name} | {"exponent": 0.5}
     found = {
         row["recipe"]["epochs"]: row
         for row in choices.values()
-        if all(row["recipe"][entry] == best[entry] for entry in best if "epochs" not in entry)
+        if wanted.items() <= row["recipe"].items()
     }
     return {epochs: found[epochs] for epochs in sorted(found)}
 

@@ -35,7 +35,7 @@ COLORS = {
     "bsam": "#D55E00",
     "bsam_quarter": "#009E73",
     "weighted": "#E69F00",
-    "averaged": "#009E73",
+    "averaged": "#56B4E9",
     "bsam_weighted": "#D55E00",
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
@@ -104,7 +104,7 @@ def trade(*names: str) -> Figure:
     )
     for axes, name in zip(panels[0], names, strict=True):
         dataset = get_dataset(name)
-        for method in families.FAMILIES:
+        for method, title in families.FAMILIES.items():
             points = families.curve(name, method)
             if not points:
                 continue
@@ -114,14 +114,15 @@ def trade(*names: str) -> Figure:
                 marker="o",
                 markersize=4,
                 color=COLORS[method],
-                label=get_method(method).title,
+                label=title,
             )
             for point, error in zip(points, errors, strict=True):
                 axes.annotate(
                     f"{point.exponent:g}",
                     error,
-                    xytext=(3, 3),
+                    xytext=(-4, -9) if method == families.BASIS else (4, 3),
                     textcoords="offset points",
+                    ha="right" if method == families.BASIS else "left",
                     fontsize=7,
                     color=COLORS[method],
                 )
@@ -135,7 +136,7 @@ def trade(*names: str) -> Figure:
 def error_and_epochs(*names: str) -> Figure:
     """Return pictures of the validation error at the end of training against the epochs.
 
-    Of each family the settings that are the best one's but for the epochs, see ``tuning.json``.
+    Of each family the settings with the exponent 1/2 that are else the best one's.
 
     Args:
         names: Of the data sets, a row of panels each: all targets, and few-shot ones.
@@ -147,21 +148,22 @@ def error_and_epochs(*names: str) -> Figure:
         dataset = get_dataset(name)
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
         for axes, region in zip(row, ("all", "few"), strict=True):
-            for method in families.FAMILIES:
+            ticks = set()
+            for method, title in families.FAMILIES.items():
                 if method not in choices:
                     continue
                 settings = families.settings_by_epochs(choices[method])
+                ticks |= settings.keys()
                 axes.plot(
                     list(settings),
                     [setting["last"][region] for setting in settings.values()],
                     marker="o",
                     markersize=4,
                     color=COLORS[method],
-                    label=get_method(method).title,
+                    label=title,
                 )
             axes.set_xscale("log", base=2)
-            ticks = list(settings)
-            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
             axes.minorticks_off()
             axes.set_title(f"{dataset.title}: {REGION_TITLES[region].lower()}", fontsize=10)
             axes.set_xlabel("Epochs")
@@ -189,12 +191,13 @@ def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:
 
 
 def _over_bins(dataset: Dataset, runs: list[list[float | None]]) -> tuple[Array, Array]:
-    """Return the centres of the bins that all runs tested, and the mean error, smoothed."""
+    """Return the centres of the bins that some run tested, and the mean error, smoothed."""
     edges = dataset.bins.edges.double().numpy()
     errors = np.array(runs, dtype=float)
-    occupied = ~np.isnan(errors).any(axis=0)
+    # Not every fold has a sample in every bin.
+    occupied = ~np.isnan(errors).all(axis=0)
     centers = (edges[:-1] + edges[1:])[occupied] / 2
-    return centers, _smooth(errors[:, occupied].mean(axis=0))
+    return centers, _smooth(np.nanmean(errors[:, occupied], axis=0))
 
 
 def _shade(axes: Axes, dataset: Dataset) -> None:

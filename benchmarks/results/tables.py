@@ -72,7 +72,7 @@ def pays(method: str) -> str:
     What differs from 0, corrected over the table, is bold.
     """
     datasets = families.measured(method)
-    title = get_method(method).title
+    title = families.FAMILIES[method]
     found = {
         name: (
             families.difference(name, method, region="all", metric=families.BALANCED),
@@ -81,7 +81,7 @@ def pays(method: str) -> str:
         for name in datasets
     }
     are_real = iter(differ_from_zero([ends for of_name in found.values() for ends in of_name]))
-    basis = get_method(families.BASIS).title
+    basis = families.FAMILIES[families.BASIS]
     rows = [["Data set", basis, title, "Difference", "Few-shot at equal all", "Passes"]]
     for name in datasets:
         ours, reference = (families.chosen(name, m) for m in (method, families.BASIS))
@@ -97,17 +97,17 @@ def pays(method: str) -> str:
 
 def exponents(dataset: str) -> str:
     """Return the errors of each family with each exponent, at the end of training."""
-    rows = [["Method", "Exponent", "Epochs", "Passes", *TITLES.values(), families.BALANCED]]
-    for method in families.FAMILIES:
+    heads = [*TITLES.values(), families.BALANCED, f"Validation {families.BALANCED}"]
+    rows = [["Method", "Exponent", "Runs", "Epochs", "Passes", *heads]]
+    for method, title in families.FAMILIES.items():
         for point in families.curve(dataset, method):
             decimals = DECIMALS[point.results.metric]
             errors = [point.mean(region) for region in REGIONS]
-            errors += [point.mean("all", families.BALANCED)]
-            run = point.results.records[method][0]
-            cells = [f"{point.exponent:g}", str(run.recipe["epochs"]), f"{run.passes:g}"]
-            rows.append(
-                [get_method(method).title, *cells, *(f"{error:.{decimals}f}" for error in errors)]
-            )
+            errors += [point.mean("all", families.BALANCED), point.validation]
+            runs = point.results.records[method]
+            cells = [f"{point.exponent:g}", str(len(runs)), str(runs[0].recipe["epochs"])]
+            cells += [f"{runs[0].passes:g}"]
+            rows.append([title, *cells, *(f"{error:.{decimals}f}" for error in errors)])
     return markdown(rows)
 
 
@@ -194,6 +194,8 @@ def report(results: Results) -> str:
         epochs = "/".join(str(n) for n in sorted({run.recipe["epochs"] for run in runs}))
         parts += [f"{epochs} epochs; weights of {scale}; {_tuned(runs)}."]
         parts += _timed(name)
+    elif results.root == COMMITTED and families.curve(name, families.BASIS):
+        parts += ["With weights of each exponent, at the end of training:", exponents(name)]
     else:
         parts += [f"No records in {results.root / name}."]
     for selection, words in SELECTIONS.items():

@@ -1,6 +1,7 @@
 """Families along the exponent of their weights, and how far one is beyond another."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,17 @@ def write_family(root: Path, method: str, errors: Any) -> None:
 
 
 @pytest.fixture
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield where the records of a test are, and forget what was read of them."""
     monkeypatch.setattr(families, "FOLDER", tmp_path)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
     for function in (families.curve, families._results):
         function.cache_clear()
-    return tmp_path
 
 
 def errors_of_basis(exponent: float, seed: int, targets: Array) -> Array:
@@ -128,8 +135,7 @@ def test_a_family_of_which_an_exponent_is_missing_is_not_measured(records: Path)
     assert families.measured("bsam_weighted") == []
     for path in (records / "0.5" / NAME / BASIS).glob("seed-*"):
         path.unlink()
-    families.curve.cache_clear()
-    families._results.cache_clear()
+    forget()
     assert families.measured(BASIS) == []
 
 
@@ -156,8 +162,8 @@ def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) ->
 
     write_family(records, "bsam_weighted", higher)
     header, _, row = tables.pays("bsam_weighted").splitlines()
-    assert "Weighted" in header
-    assert "BSAM" in header
+    assert " Weights alone |" in header
+    assert " BSAM |" in header
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "Airports (m)"
     assert "exponent 0.25" in cells[1]
@@ -175,27 +181,34 @@ def test_the_table_of_exponents_has_each_familys_means(records: Path) -> None:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == f"{exponent:g}"
         expected = 0.8 * (60 + 40 * exponent) + 0.2 * (300 - 100 * exponent)
-        assert float(cells[4]) == pytest.approx(expected, abs=1)
-        assert float(cells[7]) == pytest.approx(300 - 100 * exponent, abs=1)
+        assert cells[2] == "10"
+        assert float(cells[5]) == pytest.approx(expected, abs=1)
+        assert float(cells[8]) == pytest.approx(300 - 100 * exponent, abs=1)
+        assert float(cells[10]) == pytest.approx(5 + (exponent - 0.25) ** 2, abs=0.01)
 
 
 def test_the_picture_of_the_trade_has_a_curve_a_family(records: Path) -> None:
     for method in (BASIS, "bsam_weighted"):
         write_family(records, method, errors_of_basis)
     (axes,) = plots.trade(NAME).axes
-    assert [line.get_label() for line in axes.lines] == ["Weighted", "BSAM, weighted"]
+    assert [line.get_label() for line in axes.lines] == ["Weights alone", "BSAM"]
     for line in axes.lines:
         few = [300 - 100 * exponent for exponent in EXPONENTS]
         assert line.get_ydata() == pytest.approx(few, abs=2)
 
 
 SETTINGS = {
-    f"epochs={epochs},rho={rho}": {
-        "recipe": {"epochs": epochs, "stage_epochs": [epochs], "lr": 0.1, "rho": rho},
-        "last": {"all": epochs + rho, "few": 2.0, "balanced": abs(epochs - 20) + rho},
+    f"epochs={epochs},rho={rho},exponent={exponent}": {
+        "recipe": {"epochs": epochs, "stage_epochs": [epochs], "rho": rho, "exponent": exponent},
+        "last": {
+            "all": epochs + rho - exponent,
+            "few": 2.0,
+            "balanced": abs(epochs - 20) + rho - exponent,
+        },
     }
     for epochs in (40, 10, 20)
     for rho in (0.1, 0.3)
+    for exponent in (0.5, 1.0)
 }
 
 
@@ -208,10 +221,11 @@ def test_the_best_setting_has_the_lowest_balanced_error() -> None:
     assert families.best_setting(of_all)["recipe"]["epochs"] == 10
 
 
-def test_settings_by_epochs_differ_in_nothing_else() -> None:
+def test_settings_by_epochs_have_the_exponent_one_half_and_differ_in_nothing_else() -> None:
     found = families.settings_by_epochs(SETTINGS)
     assert list(found) == [10, 20, 40]
     assert {row["recipe"]["rho"] for row in found.values()} == {0.1}
+    assert {row["recipe"]["exponent"] for row in found.values()} == {0.5}
 
 
 @pytest.mark.parametrize("name", families.measured("bsam_weighted"))
