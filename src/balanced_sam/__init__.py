@@ -1,4 +1,4 @@
-"""Right on rare target values: Balanced Sharpness-Aware Minimization for PyTorch regressors."""
+"""Weights, metrics and Balanced Sharpness-Aware Minimization for rare target values in PyTorch."""
 
 from balanced_sam._batch_norm import frozen_running_stats
 from balanced_sam._bins import TargetBins

@@ -15,7 +15,9 @@ COMMANDS = sorted(
     {
         line.partition("  #")[0].replace("{0..19}", "0 1").replace("{0..9}", "0 1")
         for text in TEXTS
-        for line in re.findall(r"^python -m benchmarks (run .*)", text.read_text(), re.M)
+        for line in re.findall(
+            r"^python -m benchmarks ((?:run|exponents) .*)", text.read_text(), re.M
+        )
     }
 )
 
@@ -25,7 +27,7 @@ class Planned(Exception):  # noqa: N818  # no error
 
 
 def test_there_are_commands() -> None:
-    assert any("--set" in command for command in COMMANDS)
+    assert len(COMMANDS) > 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -43,3 +45,26 @@ def test_command_of_a_text_has_runs_with_a_recipe(
         main(shlex.split(command))
     assert planned
     assert min(planned) > 0
+
+
+def test_commands_for_real_data_run_on_a_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["miniature", "agedb_dir", "DIR"])
+    # The network is the real one, so two images to test and to validate on are enough.
+    faces = tmp_path / "DIR" / "agedb.csv"
+    faces.write_text("".join(faces.read_text().splitlines(keepends=True)[:11]))
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    lines = re.findall(r"^python -m benchmarks (\w+ agedb_dir.*)", text, re.M)
+    prepare, run, table = map(shlex.split, lines)
+    # A miniature is not the whole data set, and says so.
+    monkeypatch.setattr("benchmarks.datasets.agedb_dir.fetch", lambda *args, **kwargs: None)
+    with pytest.raises(SystemExit, match="Expected 12208 training images, but got 6"):
+        main(prepare)
+    run[run.index("cuda")] = "cpu"
+    # One method is enough.
+    run = [word for word in run if word not in ("vanilla", "sqinv", "1", "2")]
+    main([*run, "--set", "epochs=1"])
+    main(table)
+    assert "| BSAM " in capsys.readouterr().out
