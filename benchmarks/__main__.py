@@ -355,6 +355,8 @@ def _pays(options: argparse.Namespace) -> None:
     from benchmarks.results import families, plots
 
     names = families.measured("bsam_weighted")
+    if not names:
+        raise ValueError(f"Expected records of weighted and bsam_weighted in {families.FOLDER}.")
     for figure, title in ((plots.trade, "trade"), (plots.error_and_epochs, "epochs")):
         path = options.out / f"{title}.png"
         plots.save(figure(*names), path)

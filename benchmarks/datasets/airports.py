@@ -76,5 +76,5 @@ DATASET = Dataset(
     network=lambda recipe: Perceptron(2 * WAVES, offset=300.0, scale=500.0, width=128),
     load=load,
     write_miniature=write_miniature,
-    ours="everything but the methods; nothing of it is tuned",
+    ours="everything but the methods",
 )

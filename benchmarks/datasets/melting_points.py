@@ -152,5 +152,5 @@ DATASET = Dataset(
     network=lambda recipe: Perceptron(FEATURES, offset=400.0, scale=100.0),
     load=load,
     write_miniature=write_miniature,
-    ours="everything but the methods; nothing of it is tuned",
+    ours="everything but the methods",
 )

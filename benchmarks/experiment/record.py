@@ -104,9 +104,10 @@ def _check_comparable(records: list[Record], folder: Path) -> None:
         "precision": [record.provenance.get("precision") for record in records],
         "batch_size": [record.recipe.get("batch_size") for record in records],
         "normalized": [record.recipe.get("normalized") for record in records],
+        "label_noise": [record.recipe.get("label_noise") for record in records],
     }
     for method in {record.method for record in records}:
-        for entry in ("epochs", "lr", "weight_decay"):
+        for entry in ("epochs", "lr", "weight_decay", "exponent"):
             shared[f"{entry} of {method}"] = [
                 record.recipe.get(entry) for record in records if record.method == method
             ]

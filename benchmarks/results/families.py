@@ -5,6 +5,7 @@ all rises. So a way of training gains only if its error on few-shot targets is l
 error on all (see :func:`distance`).
 """
 
+import math
 import statistics
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.experiment.record import COMMITTED
-from benchmarks.experiment.registry import dataset_names
+from benchmarks.experiment.registry import dataset_names, get_dataset
 from benchmarks.results.intervals import interval_of, mean_on_draws
 from benchmarks.results.results import Interval, Results
 
@@ -34,8 +35,7 @@ EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLDER = COMMITTED / "exponents"
 """The records of each exponent, in a folder that it names."""
 SELECTION = "last_epoch"
-BALANCED = "bMAE"
-BETWEEN = 25
+BETWEEN = 250
 """Points into which a straight line between two exponents is cut."""
 LEVELS = 11
 """Errors on all at which curves are compared."""
@@ -57,10 +57,9 @@ class Point:
     def validation(self) -> float:
         """The balanced validation error at the end of training, the mean over runs."""
         ends = [run.history[-1] for run in self.results.records[self.method]]
-        # Where every target is tested equally often, the error on all is balanced.
-        metrics = self.results.dataset.metrics
-        name = f"validation/all/{BALANCED if BALANCED in metrics else metrics[0]}"
-        return statistics.mean(error for end in ends if (error := end[name]) is not None)
+        errors = [end[f"validation/all/{balanced_metric(self.results.name)}"] for end in ends]
+        # An error that is not finite is None in a record.
+        return statistics.mean(math.inf if error is None else error for error in errors)
 
     @property
     def passes(self) -> float:
@@ -68,12 +67,31 @@ class Point:
         return self.results.records[self.method][0].passes
 
 
+def balanced_metric(dataset: str) -> str:
+    """Return the metric in which every target value counts alike.
+
+    It is the bMAE, or the first metric of a data set that tests every value equally often.
+    """
+    metrics = get_dataset(dataset).metrics
+    return "bMAE" if "bMAE" in metrics else metrics[0]
+
+
 @cache
 def curve(dataset: str, method: str) -> tuple[Point, ...]:
-    """Return a family's points by their exponents; none if an exponent has no records."""
+    """Return a family's points by their exponents; none if an exponent has no records.
+
+    Raises:
+        ValueError: If the exponents do not have the same seeds, as while they are run.
+    """
     found = [(exponent, _results(dataset, exponent)) for exponent in EXPONENTS]
     if any(method not in results.records for _, results in found):
         return ()
+    seeds = {f"{exponent:g}": results.seeds(method) for exponent, results in found}
+    if len({tuple(of_exponent) for of_exponent in seeds.values()}) > 1:
+        raise ValueError(
+            f"Expected all exponents of {method} on {dataset} to have the same seeds, but got "
+            f"{seeds}."
+        )
     return tuple(Point(method, exponent, results) for exponent, results in found)
 
 
@@ -89,7 +107,8 @@ def settings_by_epochs(choices: dict[str, Any]) -> dict[int, Any]:
         choices: Of a method, as its data set's ``tuning.json`` has them.
     """
     best = best_setting(choices)["recipe"]
-    wanted = {name: best[name] for name in best if "epochs" not in name} | {"exponent": 0.5}
+    others = best.keys() - {"epochs", "stage_epochs"}
+    wanted = {name: best[name] for name in others} | {"exponent": 0.5}
     found = {
         row["recipe"]["epochs"]: row
         for row in choices.values()
@@ -113,6 +132,7 @@ def measured(method: str) -> list[str]:
 
 def difference(dataset: str, method: str, *, region: str, metric: str = "") -> Interval:
     """Return the error of a family minus the basis', each with its chosen exponent."""
+    _check_seeds(dataset, method)
     return Interval(
         *interval_of(
             _on_draws(chosen(dataset, method), region, metric)
@@ -133,6 +153,7 @@ def distance(dataset: str, method: str) -> Interval:
         In target units, negative if the family is better, with its 95 % interval over folds, seeds
         and test samples.
     """
+    _check_seeds(dataset, method)
     ours, basis = _curve_on_draws(dataset, method), _curve_on_draws(dataset, BASIS)
     return Interval(*interval_of(distances(ours, basis)))
 
@@ -150,11 +171,21 @@ def distances(ours: tuple[Array, Array], basis: tuple[Array, Array]) -> Array:
     stop = np.maximum(start, np.minimum(*ends))
     levels = np.linspace(start, stop, LEVELS, axis=1)
     reached = [
-        np.where(all_[:, None, :] <= levels[:, :, None], few[:, None, :], np.inf).min(axis=2)
+        np.stack([np.where(all_ <= level[:, None], few, np.inf).min(axis=1) for level in levels.T])
         for all_, few in curves
     ]
-    mean: Array = (reached[0] - reached[1]).mean(axis=1)
+    mean: Array = (reached[0] - reached[1]).mean(axis=0)
     return mean
+
+
+def _check_seeds(dataset: str, method: str) -> None:
+    """Raise if a family and the basis cannot be paired."""
+    ours, basis = (curve(dataset, name)[0].results.seeds(name) for name in (method, BASIS))
+    if ours != basis:
+        raise ValueError(
+            f"Expected {method} and {BASIS} on {dataset} to have the same seeds, but got {ours} "
+            f"and {basis}."
+        )
 
 
 def _filled(all_: Array, few: Array) -> tuple[Array, Array]:

@@ -20,7 +20,8 @@ def metric_on_draws(sums: Array, counts: Array, *, metric: str, fold: int = 0) -
     Args:
         sums: What each test sample adds to the metric in each run, shape ``(seeds, samples)``:
             absolute errors for MAE, their logarithms for GM, squares for RMSE, hits for delta_1.
-        counts: How many targets each sample has, shape ``(samples,)``: 1, or a map's pixels.
+        counts: How many targets each sample has in the region, shape ``(samples,)``: 1 or 0, or a
+            map's pixels. The draws of all regions are the same.
         metric: ``"MAE"``, ``"GM"``, ``"RMSE"`` or ``"delta_1"``.
         fold: Which test set it is: others are drawn by themselves.
 
@@ -36,30 +37,39 @@ def metric_on_draws(sums: Array, counts: Array, *, metric: str, fold: int = 0) -
     return _OF_MEAN.get(metric, np.asarray)(means)
 
 
-def balanced_on_draws(errors: Array, bins: NDArray[np.int64], *, fold: int = 0) -> Array:
+def balanced_on_draws(
+    sums: Array, counts: Array, bins: NDArray[np.int64], *, fold: int = 0
+) -> Array:
     """Return the bMAE of each run on the test samples, and on each bootstrap sample of them.
 
+    A draw often lacks the one sample of a rare bin, whose error is large, so that draws are lower
+    than the figure. They are shifted to have it as their mean. How much another sample of such a
+    bin would differ they cannot tell.
+
     Args:
-        errors: Absolute errors, shape ``(seeds, samples)``.
+        sums: Absolute errors, shape ``(seeds, samples)``.
+        counts: 1 for a sample that counts, else 0, shape ``(samples,)``.
         bins: The bin of each sample's target, shape ``(samples,)``.
         fold: As for :func:`metric_on_draws`.
 
     Returns:
-        As :func:`metric_on_draws`; the bins of which a draw has no sample do not count in it.
+        As :func:`metric_on_draws`.
     """
-    if not len(bins):
-        return np.full((1 + RESAMPLES, len(errors)), np.nan)
+    if not counts.sum():
+        return np.full((1 + RESAMPLES, len(sums)), np.nan)
     order = np.argsort(bins, kind="stable")
     starts = np.flatnonzero(np.diff(bins[order], prepend=-1))
-    shares = _shares(len(bins), stream=(1, fold))[:, order]
+    shares = (_shares(len(bins), stream=(1, fold)) * counts)[:, order]
     of_bins = np.add.reduceat(shares, starts, axis=1)
     drawn = of_bins > 0
-    counts = np.where(drawn, of_bins, 1.0)
+    divisors, occupied = np.where(drawn, of_bins, 1.0), drawn.sum(axis=1)
     runs = [
-        (np.add.reduceat(shares * row[order], starts, axis=1) / counts).sum(axis=1)
-        for row in errors
+        (np.add.reduceat(shares * row[order], starts, axis=1) / divisors).sum(axis=1)
+        for row in sums
     ]
-    return np.stack(runs, axis=1) / drawn.sum(axis=1)[:, None]
+    found: Array = np.stack(runs, axis=1) / np.where(occupied > 0, occupied, np.nan)[:, None]
+    found[1:] += found[0] - np.nanmean(found[1:], axis=0)
+    return found
 
 
 def paired_difference(

@@ -40,7 +40,6 @@ COLORS = {
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
 REGION_TITLES = {"all": "All targets", "few": "Few-shot targets"}
-SELECTIONS = {"best_validation": "best epoch", "last_epoch": "last epoch"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
 
@@ -129,7 +128,7 @@ def trade(*names: str) -> Figure:
         axes.set_title(dataset.title, fontsize=10)
         axes.set_xlabel(f"All targets, {dataset.metrics[0]} ({dataset.unit})")
     panels[0][0].set_ylabel(f"Few-shot targets, {dataset.metrics[0]}")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    _common_legend(figure)
     return figure
 
 
@@ -168,7 +167,7 @@ def error_and_epochs(*names: str) -> Figure:
             axes.set_title(f"{dataset.title}: {REGION_TITLES[region].lower()}", fontsize=10)
             axes.set_xlabel("Epochs")
         row[0].set_ylabel(f"Validation {dataset.metrics[0]} ({dataset.unit})")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    _common_legend(figure)
     return figure
 
 
@@ -177,6 +176,15 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
+
+
+def _common_legend(figure: Figure) -> None:
+    """Add a legend of what stands in any panel, below all."""
+    lines = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4)
 
 
 def _histogram(axes: Axes, dataset: Dataset, counts: Tensor) -> None:

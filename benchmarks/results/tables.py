@@ -75,7 +75,7 @@ def pays(method: str) -> str:
     title = families.FAMILIES[method]
     found = {
         name: (
-            families.difference(name, method, region="all", metric=families.BALANCED),
+            families.difference(name, method, region="all", metric=families.balanced_metric(name)),
             families.distance(name, method),
         )
         for name in datasets
@@ -86,7 +86,10 @@ def pays(method: str) -> str:
     for name in datasets:
         ours, reference = (families.chosen(name, m) for m in (method, families.BASIS))
         balanced, distance = (
-            _difference_cell(ends, next(are_real), families.BALANCED) for ends in found[name]
+            _difference_cell(ends, next(are_real), metric)
+            for ends, metric in zip(
+                found[name], (families.balanced_metric(name), ours.results.metric), strict=True
+            )
         )
         dataset = get_dataset(name)
         passes = f"{ours.passes / reference.passes:.2f}"
@@ -97,13 +100,14 @@ def pays(method: str) -> str:
 
 def exponents(dataset: str) -> str:
     """Return the errors of each family with each exponent, at the end of training."""
-    heads = [*TITLES.values(), families.BALANCED, f"Validation {families.BALANCED}"]
+    balanced = families.balanced_metric(dataset)
+    heads = [*TITLES.values(), balanced, f"Validation {balanced}"]
     rows = [["Method", "Exponent", "Runs", "Epochs", "Passes", *heads]]
     for method, title in families.FAMILIES.items():
         for point in families.curve(dataset, method):
             decimals = DECIMALS[point.results.metric]
             errors = [point.mean(region) for region in REGIONS]
-            errors += [point.mean("all", families.BALANCED), point.validation]
+            errors += [point.mean("all", balanced), point.validation]
             runs = point.results.records[method]
             cells = [f"{point.exponent:g}", str(len(runs)), str(runs[0].recipe["epochs"])]
             cells += [f"{runs[0].passes:g}"]
@@ -113,11 +117,12 @@ def exponents(dataset: str) -> str:
 
 def _chosen_point(point: families.Point) -> str:
     """Return the balanced error of a family's chosen exponent, and what was chosen."""
-    error = point.mean("all", families.BALANCED)
+    balanced = families.balanced_metric(point.results.name)
+    error = point.mean("all", balanced)
     recipe = point.results.records[point.method][0].recipe
     words = [f"exponent {point.exponent:g}", f"{recipe['epochs']} epochs"]
     words += [f"rho {recipe['rho']:g}"] if "rho" in recipe else []
-    return f"{error:.{DECIMALS[families.BALANCED]}f} ({', '.join(words)})"
+    return f"{error:.{DECIMALS[balanced]}f} ({', '.join(words)})"
 
 
 def costs(dataset: str) -> str:

@@ -121,32 +121,28 @@ def sample_sums(
 
     Returns:
         Sums of absolute errors, of their logarithms, of squares or of hits, shape ``(N,)``, and of
-        how many targets, shape ``(N,)``.
+        how many targets, shape ``(N,)``; 0 for a sample that has none in the region.
     """
     if "counts" in record.samples:
         rows = slice(None) if region == "all" else [REGIONS.index(region) - 1]
         counts = np.array(record.samples["counts"], dtype=float)
         sums = np.array(record.samples[f"{selection}.{_MAP_METRICS[metric]}"], dtype=float)
         return sums[rows].sum(axis=0), counts[rows].sum(axis=0)
-    targets, mask = _targets(record, dataset, region)
+    targets = np.array(record.samples["targets"])
     errors = np.abs(np.array(record.samples[f"{selection}.predictions"]) - targets)
     errors = errors.reshape(len(targets), -1)  # one column an output
-    return _of_errors(errors[mask], metric).mean(axis=1), np.ones(mask.sum())
+    counted = np.ones(len(targets), dtype=bool)
+    if region != "all":
+        counted = dataset.regions.mask(torch.from_numpy(targets), region).numpy()
+    sums = np.where(counted, _of_errors(errors, metric).mean(axis=1), 0.0)
+    return sums, counted.astype(float)
 
 
-def sample_bins(record: Record, dataset: Dataset, region: str) -> NDArray[np.int64]:
-    """Return the bin of the target of each test sample of a region, shape ``(N,)``."""
-    targets, mask = _targets(record, dataset, region)
-    bins: NDArray[np.int64] = dataset.bins.index(torch.from_numpy(targets[mask])).numpy()
+def sample_bins(record: Record, dataset: Dataset) -> NDArray[np.int64]:
+    """Return the bin of the target of each test sample, shape ``(N,)``."""
+    targets = torch.tensor(record.samples["targets"], dtype=torch.float64)
+    bins: NDArray[np.int64] = dataset.bins.index(targets).numpy()
     return bins
-
-
-def _targets(record: Record, dataset: Dataset, region: str) -> tuple[Array, NDArray[np.bool_]]:
-    """Return the test targets, and which of them are in a region."""
-    targets = np.array(record.samples["targets"])
-    if region == "all":
-        return targets, np.ones(len(targets), dtype=bool)
-    return targets, dataset.regions.mask(torch.from_numpy(targets), region).numpy()
 
 
 def _of_errors(errors: Array, metric: str) -> Array:

@@ -143,8 +143,9 @@ def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_p
                 of_mean = {"GM": math.exp, "RMSE": math.sqrt}.get(metric, float)
                 value = of_mean(sums.sum() / counts.sum())
                 if metric == "bMAE":
-                    bins = sample_bins(record, dataset, region)
-                    value = np.mean([sums[bins == k].mean() for k in set(bins.tolist())]).item()
+                    bins, counted = sample_bins(record, dataset), counts > 0
+                    of_bins = [sums[counted & (bins == k)] for k in set(bins[counted].tolist())]
+                    value = np.mean([of_bin.mean() for of_bin in of_bins]).item()
                 # Predictions are stored with three decimals.
                 assert row[metric] == pytest.approx(value, rel=1e-2, abs=1e-3)
 
@@ -331,13 +332,31 @@ def test_a_broken_record_is_named(tmp_path: Path) -> None:
         read_records(tmp_path, "rotated_digits")
 
 
-def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.7}, r"share their lr of vanilla, but got \['0.3', '0.7'\]"),
+        ({"label_noise": 5.0}, r"share their label_noise, but got \['5.0', 'None'\]"),
+        ({"exponent": 1.0}, r"share their exponent of vanilla, but got \['1.0', 'None'\]"),
+    ],
+)
+def test_records_that_cannot_be_compared_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     recipe = plan("rotated_digits", "vanilla").description
-    for seed, changes in enumerate(({}, {"lr": 0.7})):
+    for seed, of_seed in enumerate(({}, changes)):
         path = tmp_path / "rotated_digits" / "vanilla" / f"seed-{seed}.json"
-        write_record(path, a_record(seed=seed, recipe=recipe | changes))
-    with pytest.raises(ValueError, match=r"share their lr of vanilla, but got \['0.3', '0.7'\]"):
+        write_record(path, a_record(seed=seed, recipe=recipe | of_seed))
+    with pytest.raises(ValueError, match=message):
         read_records(tmp_path, "rotated_digits")
+
+
+def test_a_record_with_label_noise_is_not_taken_for_one_without(tmp_path: Path) -> None:
+    path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
+    write_record(path, a_record(recipe=a_record().recipe | {"label_noise": 5.0}))
+    command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path), "--resume"]
+    with pytest.raises(SystemExit, match=r"to be of the recipe .* 'label_noise': 5.0"):
+        main(command)
 
 
 def test_a_record_of_another_precision_is_not_taken_for_the_result(tmp_path: Path) -> None:

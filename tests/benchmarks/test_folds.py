@@ -91,7 +91,7 @@ def test_a_balanced_difference_is_paired_and_counts_each_bin_once(tmp_path: Path
     results = Results(NAME, tmp_path, selection="last_epoch", metric="bMAE")
     value, low, high = results.difference("sqinv", "vanilla", region="all")
     assert value == pytest.approx((4 * 2 + 12) / 5, abs=1e-3)
-    # A draw has the last bin or not.
-    assert 2 - 1e-3 <= low < value < high <= 4 + 1e-3
+    # A draw has the last bin or not, which is 2 more or less; the interval is about the figure.
+    assert value - 2 < low < value < high < value + 2
     few = results.difference("sqinv", "vanilla", region="few")
     assert np.isnan(few).all()

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.datasets import _airports, satellite_elevation
+from benchmarks.datasets._packages import split_at_random
 from benchmarks.datasets.satellite_elevation import (
     BINS,
     COUNTS,
@@ -58,12 +59,27 @@ def test_the_packages_hold_the_known_places(splits: Splits) -> None:
     assert (len(few), DATASET.regions.labels.count("few")) == (172, 24)
 
 
-def test_what_is_tested_is_far_from_what_is_trained() -> None:
+def test_a_cell_has_the_places_of_two_degrees() -> None:
     places = _airports.read(None)[:2]
     together = cells(places, TOGETHER)
     (corner,) = cells(degrees(50.0, 10.0)[:, None], TOGETHER)
     inside = (places >= degrees(50.0, 10.0)[:, None]) & (places < degrees(52.0, 12.0)[:, None])
     assert torch.equal(together == corner, inside.all(dim=0))
+
+
+def test_about_a_third_of_the_test_crops_overlap_by_more_than_half(splits: Splits) -> None:
+    # The places themselves, split as their crops are.
+    latitudes, longitudes, elevations = _airports.read(None)
+    first = satellite_elevation._first_of_each(cells(torch.stack([latitudes, longitudes]), 0.5))
+    places = torch.stack([latitudes, longitudes])[:, first]
+    numbered = split_at_random(
+        places.T, elevations[first].float(), BINS, fold=0, groups=cells(places, TOGETHER)
+    )
+    assert torch.equal(numbered.test.targets, splits.test.targets)
+    away = (numbered.test.inputs[:, None] - numbered.train.inputs).abs()
+    away[:, :, 1] = torch.minimum(away[:, :, 1], 360 - away[:, :, 1])
+    shared = (1 - away * 15 / SIZE).clamp(min=0).prod(dim=2).amax(dim=1)
+    assert 0.25 < (shared > 0.5).double().mean() < 0.4
 
 
 def test_cells_of_all_places_have_numbers_of_their_own() -> None:
