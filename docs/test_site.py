@@ -241,11 +241,13 @@ def test_copy_button_takes_the_code_without_its_prompts(browser: Browser, home: 
     page.context.close()
 
 
-def test_tab_shows_its_command(browser: Browser, home: str) -> None:
+def test_a_fold_out_shows_its_table_within_the_page(browser: Browser, home: str) -> None:
     page = opened(browser, PHONE)
-    page.goto(home)
-    command = page.locator("pre", has_text="balanced-sam[torchmetrics]")
-    assert not command.is_visible()
-    page.get_by_text("With torchmetrics", exact=True).click()
-    assert command.is_visible()
+    page.goto(f"{home}results.html")
+    fold = page.locator("details", has_text="All exponents").first
+    table = fold.locator("table")
+    assert not table.is_visible()
+    fold.locator("summary").click()
+    assert table.is_visible()
+    assert page.evaluate(TOO_WIDE) <= 0
     page.context.close()
