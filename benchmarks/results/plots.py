@@ -125,6 +125,7 @@ def trade(*names: str) -> Figure:
                     fontsize=7,
                     color=COLORS[method],
                 )
+        axes.margins(0.1)
         axes.set_title(dataset.title, fontsize=10)
         axes.set_xlabel(f"All targets, {dataset.metrics[0]} ({dataset.unit})")
     panels[0][0].set_ylabel(f"Few-shot targets, {dataset.metrics[0]}")
