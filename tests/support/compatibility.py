@@ -48,7 +48,7 @@ def write(shown: dict[str, set[str]]) -> None:
 
     text = ROW.sub(replace, PAGE.read_text())
     version = torch.__version__.partition("+")[0]
-    PAGE.write_text(re.sub(r"<!-- tests: .*? -->", f"<!-- tests: torch {version} -->", text))
+    PAGE.write_text(re.sub(r"PyTorch [\d.]*\d", f"PyTorch {version}", text))
 
 
 if __name__ == "__main__":
