@@ -278,15 +278,18 @@ def test_micro_batches_in_the_closure_take_the_step_of_the_batch(micro_batches: 
     assert torch.allclose(model[0].weight, expected, atol=1e-6)
 
 
-def test_micro_batches_without_a_closure_take_the_step_of_the_batch(micro_batches: Page) -> None:
-    optimizer = make_optimizer(micro_batches["model"])
-    batch = micro_batches["inputs"], micro_batches["targets"]
-    micro_batches["backward_in_parts"](*batch)
+def assert_parts_take_the_step_of_the_batch(page: Page, optimizer: BalancedSAM) -> None:
+    batch = page["inputs"], page["targets"]
+    page["backward_in_parts"](*batch)
     with optimizer.perturbed():
-        micro_batches["backward_in_parts"](*batch)
+        page["backward_in_parts"](*batch)
     optimizer.step()
-    expected = weight_after_a_step_on_the_batch(micro_batches)
-    assert torch.allclose(micro_batches["model"][0].weight, expected, atol=1e-6)
+    expected = weight_after_a_step_on_the_batch(page)
+    assert torch.allclose(page["model"][0].weight, expected, atol=1e-6)
+
+
+def test_micro_batches_without_a_closure_take_the_step_of_the_batch(micro_batches: Page) -> None:
+    assert_parts_take_the_step_of_the_batch(micro_batches, make_optimizer(micro_batches["model"]))
 
 
 def test_micro_batches_with_a_second_block_are_an_error_and_may_begin_anew(
@@ -301,12 +304,7 @@ def test_micro_batches_with_a_second_block_are_an_error_and_may_begin_anew(
     with pytest.raises(RuntimeError, match="second block"), optimizer.perturbed():
         pass
     optimizer.zero_grad()
-    micro_batches["backward_in_parts"](*batch)
-    with optimizer.perturbed():
-        micro_batches["backward_in_parts"](*batch)
-    optimizer.step()
-    expected = weight_after_a_step_on_the_batch(micro_batches)
-    assert torch.allclose(micro_batches["model"][0].weight, expected, atol=1e-6)
+    assert_parts_take_the_step_of_the_batch(micro_batches, optimizer)
 
 
 def test_first_pass_on_a_part_leaves_the_running_statistics_to_the_second(
