@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
+from lightning.pytorch.loops.optimization.automatic import Closure
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -300,6 +301,7 @@ def test_lightning_training_step_that_returns_none_skips_the_batch(tmp_path: Pat
         if i != 1:
             optimizer.step(partial(closure, batch))
     module = Skipper()
+    Closure.warning_cache.clear()  # Lightning warns once a process, so another test may have had it
     with pytest.warns(UserWarning, match="returned `None`"):
         fit(module, tmp_path, max_epochs=1)
     assert module.calls == [0, 0, 1, 2, 2]
