@@ -326,7 +326,7 @@ def _add_plot(commands: Commands) -> None:
     parser.add_argument("dataset")
     parser.add_argument("--methods", nargs="+", metavar="method", help="which, in their order")
     parser.add_argument(
-        "--selection", default="best_validation", choices=("best_validation", "last_epoch")
+        "--selection", default="last_epoch", choices=("best_validation", "last_epoch")
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the pictures")
     _add_records(parser)

@@ -76,6 +76,7 @@ def face_dataset(
         load=partial(load, table=table),
         write_miniature=partial(write_miniature, table=table, image_path=image_path),
         published=published,
+        selections=("best_validation", "last_epoch"),
         ours="TERM's tilt and the radius of BSAM's cheaper variant; not tuned on this data",
         augmentation=_augmentation,
         download=download,

@@ -365,5 +365,5 @@ DATASET = Dataset(
     lds_scheme="inv",
     lds_boundary="reflect",
     lds_first_bin=7,
-    test_selection=True,
+    selections=("best_validation", "last_epoch", "best_test"),
 )

@@ -105,8 +105,10 @@ class Dataset:
     """Where LDS begins to smooth; targets do not reach into the bins before."""
     mean_weight: float = 1.0
     """Mean of the raw SQINV weights over the training targets, by which ``normalize`` converts."""
-    test_selection: bool = False
-    """Whether the literature chooses the epoch on the test set: reported beside, named so."""
+    selections: tuple[str, ...] = ("last_epoch",)
+    """Whose network is tested: that of the last epoch, or where the literature chooses otherwise
+    also of ``"best_validation"`` or ``"best_test"``, the epoch with the lowest error. A second
+    stage goes on from the first of them."""
 
     def fold(self, seed: int) -> int:
         """Return which fold the run of a seed is tested on."""

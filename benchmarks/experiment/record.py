@@ -32,8 +32,8 @@ class Record:
     best_epoch: int
     """The entry of ``history`` of the last stage's best epoch by the overall validation error."""
     results: dict[str, Any]
-    """Per selection, such as "best_validation" and "last_epoch": metrics per region on the test
-    set, and the first of them per bin."""
+    """Per selection of the data set, such as "last_epoch": metrics per region on the test set, and
+    the first of them per bin."""
     passes: float
     """Forward and backward passes over a batch: one a step, two for SAM; a part of one is a
     fraction."""

@@ -34,7 +34,6 @@ BASIS = "weighted"
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLDER = COMMITTED / "exponents"
 """The records of each exponent, in a folder that it names."""
-SELECTION = "last_epoch"
 BETWEEN = 250
 """Points into which a straight line between two exponents is cut."""
 LEVELS = 11
@@ -219,4 +218,4 @@ def _on_draws(point: Point, region: str, metric: str) -> Array:
 
 @cache
 def _results(dataset: str, exponent: float) -> Results:
-    return Results(dataset, FOLDER / f"{exponent:g}", selection=SELECTION)
+    return Results(dataset, FOLDER / f"{exponent:g}")

@@ -38,8 +38,7 @@ class Results:
     Args:
         name: File name of the data set.
         root: Folder of the records.
-        selection: Which epoch: ``"best_validation"``, ``"last_epoch"``, and ``"best_test"`` where
-            the literature does that.
+        selection: Which epoch, of those of the data set.
         metric: Name of the metric; the data set's first if it is empty.
 
     Attributes:
@@ -51,7 +50,7 @@ class Results:
         name: str,
         root: Path = COMMITTED,
         *,
-        selection: str = "best_validation",
+        selection: str = "last_epoch",
         metric: str = "",
     ) -> None:
         self.name = name

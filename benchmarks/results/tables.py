@@ -228,7 +228,7 @@ def fill(text: str) -> str:
 
     A marker names a function of this module and its arguments::
 
-        <!-- table: summary rotated_digits best_validation MAE -->
+        <!-- table: summary rotated_digits last_epoch MAE -->
         <!-- end table -->
     """
     functions: dict[str, Callable[..., str]] = {

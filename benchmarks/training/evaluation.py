@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_sam import TargetBins
-from benchmarks.experiment.dataset import REGIONS, Dataset, is_counted
+from balanced_sam import TargetBins, TargetGrid
+from benchmarks.experiment.dataset import REGIONS, Bins, Dataset, is_counted
 from benchmarks.experiment.record import Record
 
 Array = NDArray[np.float64]
@@ -70,7 +70,8 @@ class Evaluation:
     def _column(self, name: str) -> list[Any]:
         """Return an entry of all samples, rounded to what matters."""
         values = np.array(self._samples[name])
-        rounded = values if name == "counts" else values.round(3)
+        digits = _decimals(self._dataset.bins) if name == "predictions" else 3
+        rounded = values if name == "counts" else values.round(digits)
         of_maps = name in ("counts", *_MAP_METRICS.values())
         column: list[Any] = (rounded.T if of_maps else rounded).tolist()
         return column
@@ -92,6 +93,13 @@ class Evaluation:
             "hits": masks & hits,
         }
         return {name: values.sum((-2, -1)).t() for name, values in of_regions.items()}
+
+
+def _decimals(bins: Bins) -> int:
+    """Return how many decimals tell a thousandth of the narrowest bin, at most three."""
+    axes = bins.axes if isinstance(bins, TargetGrid) else (bins,)
+    narrowest = min(float(axis.edges.diff().min()) for axis in axes)
+    return min(3, max(0, 3 - math.floor(math.log10(narrowest))))
 
 
 def is_map(targets: Tensor, dataset: Dataset) -> bool:

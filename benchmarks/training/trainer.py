@@ -54,12 +54,12 @@ def train(
         splits = with_label_noise(splits, dataset.bins, level=recipe.label_noise, seed=seed)
     history: list[dict[str, float | None]] = []
     passes = seconds = 0.0
-    best: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     with quiet():
         for number, stage in enumerate(plan.stages):
             lightning.seed_everything(seed, verbose=False)
             module = Regression(dataset, recipe, stage, splits, seed=seed)
-            module.begin(best)
+            module.begin(start)
             part = folder / f"stage-{number}"
             epochs, counted = History(number, after_epoch), Passes()
             checkpoints = _checkpoints(dataset, part)
@@ -77,16 +77,17 @@ def train(
                 selection: torch.load(checkpoint.best_model_path, "cpu", weights_only=True)
                 for selection, checkpoint in checkpoints.items()
             }
-            best = kept["best_validation"]
-            best_epoch = len(history) + int(best["epoch"])
+            start = kept[dataset.selections[0]]
+            best_epoch = len(history) + int(kept["best_validation"]["epoch"])
             history += epochs.epochs
+        tested = {selection: kept[selection] for selection in dataset.selections}
         # Several selections may have kept the same epoch.
-        epochs_kept = {checkpoint["epoch"]: checkpoint for checkpoint in kept.values()}
+        epochs_kept = {checkpoint["epoch"]: checkpoint for checkpoint in tested.values()}
         of_epochs = {
             epoch: _evaluate(trainer, module, splits.test, checkpoint)
             for epoch, checkpoint in epochs_kept.items()
         }
-    evaluations = {selection: of_epochs[part["epoch"]] for selection, part in kept.items()}
+    evaluations = {selection: of_epochs[part["epoch"]] for selection, part in tested.items()}
     samples: dict[str, list[Any]] = {}
     for selection, evaluation in evaluations.items():
         samples |= evaluation.samples(selection)
@@ -130,10 +131,10 @@ def _trainer(
 
 
 def _checkpoints(dataset: Dataset, folder: Path) -> dict[str, ModelCheckpoint]:
-    """Return what keeps the network of each selection: the best epoch's, and the last one's."""
+    """Return what keeps the networks of the best epochs, and the last one's."""
     error = f"all/{dataset.metrics[0]}"
     monitors: dict[str, str | None] = {"best_validation": f"validation/{error}"}
-    if dataset.test_selection:
+    if "best_test" in dataset.selections:
         monitors["best_test"] = f"test/{error}"
     # Saved last, it holds what the others have just kept: a resumed run goes on from there.
     monitors["last_epoch"] = None
@@ -158,7 +159,7 @@ def _fit(
     checkpoint = last if last.exists() else None
     epoch = torch.load(last, "cpu", weights_only=True)["epoch"] + 1 if checkpoint else 0
     batch_size = module.recipe.batch_size
-    watched = [splits.validation, *([splits.test] if dataset.test_selection else [])]
+    watched = [splits.validation, *([splits.test] if "best_test" in dataset.selections else [])]
     trainer.fit(
         module,
         training_batches(splits.train, batch_size=batch_size, seed=module.seed, epoch=epoch),

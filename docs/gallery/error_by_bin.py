@@ -21,7 +21,7 @@ plt.rcParams["figure.dpi"] = 150
 
 def draw(exponent):
     """Draw the error of weights alone and of BSAM, with the weights n^-exponent."""
-    results = Results("airports", FOLDER / exponent, selection="last_epoch")
+    results = Results("airports", FOLDER / exponent)
     figure = error_by_target(results, methods=("weighted", "bsam_weighted"))
     figure.set_size_inches(5, 5)
     plt.show()

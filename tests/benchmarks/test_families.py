@@ -1,9 +1,8 @@
 """Families along the exponent of their weights, and how far one is beyond another."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from benchmarks.results.families import BASIS, EXPONENTS, distance, distances
 from benchmarks.training import pool
 
 Array = NDArray[np.float64]
+Errors = Callable[[float, int, Array], Array]
 NAME = "airports"
 # Weights trade the error on all for that on few-shot targets: 2 for 1 between two exponents.
 ALL = np.array([[10.0, 11.0, 12.0, 13.0, 14.0]])
@@ -55,37 +55,48 @@ def test_curves_that_reach_no_common_error_are_compared_where_the_later_begins()
     assert distances(late, (ALL, FEW)) == pytest.approx(29 - 22)
 
 
-def write_family(root: Path, method: str, errors: Any) -> None:
-    """Write ten runs of each exponent; ``errors`` are a function of exponent, seed and targets."""
-    targets = np.repeat([50.0, 3050.0], [40, 10])
+def write_family(root: Path, method: str, errors: Errors) -> None:
+    """Write ten runs of each exponent."""
     for exponent in EXPONENTS:
-        for seed in range(10):
-            predictions = targets + errors(exponent, seed, targets)
-            of_all = np.abs(predictions - targets)
-            rare = targets > 2500
-            means = {"all": of_all.mean(), "many": of_all[~rare].mean(), "few": of_all[rare].mean()}
-            balanced = (means["many"] + means["few"]) / 2
-            of_regions = {region: {"MAE": float(mean)} for region, mean in means.items()}
-            of_regions["medium"] = {"MAE": 0.0}
-            of_regions["all"]["bMAE"] = float(balanced)
-            record = Record(
-                dataset=NAME,
-                method=method,
-                seed=seed,
-                recipe=plan(NAME, method, {"exponent": exponent}).description,
-                history=[{"validation/all/bMAE": 5 + (exponent - 0.25) ** 2}],
-                best_epoch=0,
-                results={"last_epoch": {"regions": of_regions}},
-                passes=8 if method == BASIS else 12,
-                seconds=1.0,
-                provenance={},
-                samples={
-                    "targets": targets.tolist(),
-                    "last_epoch.predictions": predictions.tolist(),
-                },
-            )
-            path = root / f"{exponent:g}" / NAME / method / f"seed-{seed}.json"
-            write_record(path, record)
+        write_runs(root / f"{exponent:g}", method, errors, exponent=exponent)
+
+
+def write_runs(folder: Path, method: str, errors: Errors, **changes: float) -> None:
+    """Write ten runs whose errors are a function of exponent, seed and targets.
+
+    Args:
+        folder: Of the records.
+        method: File name of the method.
+        errors: The function.
+        changes: Of the recipe, the exponent among them.
+    """
+    targets = np.repeat([50.0, 3050.0], [40, 10])
+    for seed in range(10):
+        predictions = targets + errors(changes["exponent"], seed, targets)
+        of_all = np.abs(predictions - targets)
+        rare = targets > 2500
+        means = {"all": of_all.mean(), "many": of_all[~rare].mean(), "few": of_all[rare].mean()}
+        balanced = (means["many"] + means["few"]) / 2
+        of_regions = {region: {"MAE": float(mean)} for region, mean in means.items()}
+        of_regions["medium"] = {"MAE": 0.0}
+        of_regions["all"]["bMAE"] = float(balanced)
+        record = Record(
+            dataset=NAME,
+            method=method,
+            seed=seed,
+            recipe=plan(NAME, method, changes).description,
+            history=[{"validation/all/bMAE": 5 + (changes["exponent"] - 0.25) ** 2}],
+            best_epoch=0,
+            results={"last_epoch": {"regions": of_regions}},
+            passes=8 if method == BASIS else 12,
+            seconds=1.0,
+            provenance={},
+            samples={
+                "targets": targets.tolist(),
+                "last_epoch.predictions": predictions.tolist(),
+            },
+        )
+        write_record(folder / NAME / method / f"seed-{seed}.json", record)
 
 
 @pytest.fixture

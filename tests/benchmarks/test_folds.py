@@ -55,7 +55,7 @@ def write_runs(root: Path, method: str, errors: dict[int, list[float]]) -> None:
 
 
 def difference(root: Path) -> tuple[float, float, float]:
-    results = Results(NAME, root, selection="last_epoch")
+    results = Results(NAME, root)
     return results.difference("sqinv", "vanilla", region="all")
 
 
@@ -88,7 +88,7 @@ def test_a_balanced_difference_is_paired_and_counts_each_bin_once(tmp_path: Path
     hard = [100 * generator.random(41) for _ in range(5)]
     write_runs(tmp_path, "vanilla", {s: hard[s % 5].tolist() for s in range(10)})
     write_runs(tmp_path, "sqinv", {s: (hard[s % 5] + more).tolist() for s in range(10)})
-    results = Results(NAME, tmp_path, selection="last_epoch", metric="bMAE")
+    results = Results(NAME, tmp_path, metric="bMAE")
     value, low, high = results.difference("sqinv", "vanilla", region="all")
     assert value == pytest.approx((4 * 2 + 12) / 5, abs=1e-3)
     # A draw has the last bin or not, which is 2 more or less; the interval is about the figure.

@@ -59,7 +59,7 @@ def test_second_stage_trains_the_head_only_while_all_statistics_move(
     method: str, digits: Splits, tmp_path: Path
 ) -> None:
     train(quick(method), digits, 0, folder=tmp_path / "run")
-    first = kept(tmp_path / "run", 0, "best_validation")["state_dict"]
+    first = kept(tmp_path / "run", 0, "last_epoch")["state_dict"]
     second = kept(tmp_path / "run", 1, "last_epoch")["state_dict"]
     moves = ("running_mean", "running_var", "num_batches_tracked")
     names = [name for name in first if name.startswith("network.")]
@@ -75,7 +75,7 @@ def test_second_stage_starts_a_new_head(method: str, digits: Splits, tmp_path: P
     still = {name: 1e-9 for name in done.constants if name in ("retrain_lr", "balanced_mse_lr")}
     train(quick(method, **still), digits, 0, folder=tmp_path / "run")
     first, second = (
-        kept(tmp_path / "run", 0, "best_validation"),
+        kept(tmp_path / "run", 0, "last_epoch"),
         kept(tmp_path / "run", 1, "last_epoch"),
     )
     torch.manual_seed(0)
