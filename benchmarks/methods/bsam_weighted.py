@@ -18,6 +18,7 @@ METHOD = Method(
     | {
         "airports": {"rho": 0.1},
         "melting_points": {"epochs": 40, "rho": 0.03},
+        "satellite_elevation": {"lr": 2e-3, "rho": 0.01},
         "rotated_and_scaled_digits": {"epochs": 20, "rho": 0.1, "exponent": 0.75},
     },
     place=13,

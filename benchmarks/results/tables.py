@@ -151,17 +151,19 @@ def published(name: str) -> str:
 
 
 def tuning(dataset: str, method: str = "") -> str:
-    """Return the validation errors that the recipe was chosen by, of one method or of all."""
+    """Return the validation errors at the end of training by which a method's setting was chosen.
+
+    Of all methods if ``method`` is empty.
+    """
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
-    columns = [(epoch, region) for epoch in ("best", "last") for region in ("all", "few")]
+    columns = {"all": "All", "few": "Few"}
     if "bMAE" in get_dataset(dataset).metrics:
-        columns += [(epoch, "balanced") for epoch in ("best", "last")]
-    heads = [f"{e.capitalize()}, {TITLES.get(r, 'bMAE')}" for e, r in columns]
-    rows = [["Method", "Setting", "Seeds", *heads]]
+        columns["balanced"] = "bMAE"
+    rows = [["Method", "Setting", "Seeds", *columns.values()]]
     for name in [method] if method else sorted(choices, key=place):
         for setting, row in choices[name].items():
-            cells = [f"{row[epoch][region]:.{decimals}f}" for epoch, region in columns]
+            cells = [f"{row['last'][name]:.{decimals}f}" for name in columns]
             rows.append([get_method(name).title, setting, str(len(row["seeds"])), *cells])
     return markdown(rows)
 
