@@ -57,9 +57,9 @@ DATASET = Dataset(
     metrics=("MAE", "GM"),
     criterion=absolute_error,
     recipe=Recipe(
-        epochs=25,
+        epochs=8,
         batch_size=128,
-        lr=0.3,
+        lr=0.075,
         weight_decay=1e-4,
     ),
     network=lambda recipe: SmallResNet(offset=50.0, scale=1.0),

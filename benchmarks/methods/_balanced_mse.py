@@ -35,7 +35,6 @@ TUNED_HEAD: dict[str, dict[str, Any]] = {
     "agedb_dir": {"balanced_mse_epochs": 156},
     "nyud2_dir": _OF_DEPTH,
     "rooms": _OF_DEPTH,
-    "rotated_digits": {"balanced_mse_lr": 0.03},
 }
 """Where a head is trained after another network."""
 TUNED = TUNED_HEAD | {

@@ -12,7 +12,7 @@ CONSTANTS = {"rho": 0.05, "rho_warmup_epochs": 0}
 TUNED = {
     "agedb_dir": {"rho": 0.2},
     "rooms": {"rho": 0.003},
-    "rotated_digits": {"rho": 0.8, "rho_warmup_epochs": 5},
+    "rotated_digits": {"epochs": 32, "lr": 0.15, "rho": 0.8, "rho_warmup_epochs": 5},
 }
 """Published for ages, else chosen on validation data; SAM, BSAM and its ablations share it."""
 

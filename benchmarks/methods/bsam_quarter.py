@@ -58,7 +58,6 @@ METHOD = Method(
     constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0, "exponent": 0.5},
     tuned={
         "rooms": {"rho_quarter": 0.001},
-        "rotated_digits": {"rho_quarter": 0.8, "rho_warmup_epochs": 5},
     },
     place=17,
 )

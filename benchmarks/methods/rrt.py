@@ -31,7 +31,6 @@ METHOD = Method(
     tuned={
         "nyud2_dir": {"retrain_epochs": 10, "retrain_lr": 0.0},
         "rooms": {"retrain_epochs": 5, "retrain_lr": 0.1},
-        "rotated_digits": {"retrain_epochs": 30, "retrain_lr": 1.0},
     },
     place=7,
 )

@@ -38,7 +38,6 @@ METHOD = Method(
     tuned={
         "nyud2_dir": {"term_t": 0.1},
         "rooms": {"term_t": 0.01},
-        "rotated_digits": {"term_t": 0.01},
     },
     place=8,
 )

@@ -188,7 +188,7 @@ def test_a_constant_is_that_of_the_data_set_unless_it_is_changed() -> None:
     assert plan("rotated_digits", "bsam").constants == {"rho": 0.8, "rho_warmup_epochs": 5}
     changed = plan("rotated_digits", "bsam", {"rho": 0.1, "lr": 0.7})
     assert changed.constants == {"rho": 0.1, "rho_warmup_epochs": 5}
-    assert changed.recipe == dataclasses.replace(DIGITS.recipe, lr=0.7)
+    assert changed.recipe == dataclasses.replace(DIGITS.recipe, epochs=32, lr=0.7)
     assert plan("imdb_wiki_dir", "bsam").constants == {"rho": 0.05, "rho_warmup_epochs": 0}
 
 
