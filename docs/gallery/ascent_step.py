@@ -8,7 +8,7 @@ where many steps lead.
 
 # %%
 # The network :math:`x \mapsto w_2 w_1 x` with one sample, input 1 and target 1, has the loss
-# :math:`L(w) = \frac12 (w_1 w_2 - 1)^2`. Every point of the curve :math:`w_1 w_2 = 1` is a minimum,
+# :math:`L(w) = (w_1 w_2 - 1)^2 / 2`. Every point of the curve :math:`w_1 w_2 = 1` is a minimum,
 # of loss 0. The valley along it is widest at (1, 1) and gets narrower away from there: its
 # curvature is :math:`w_1^2 + w_2^2`.
 
@@ -67,8 +67,8 @@ after_bsam = w.detach().clone()
 print(f"Length of the ascent: {(above - start).norm():.3f}, rho: {RHO}")
 
 # %%
-# The yellow arrow is the descent that the gradient at :math:`w + \hat\epsilon` asks for. BSAM takes
-# it from :math:`w`.
+# The arrow back from :math:`w + \hat\epsilon` is the descent that the gradient there asks for. BSAM
+# takes it from :math:`w`.
 
 ARROWS = {
     "ascent, from w to w + ε": (start, above, ASCENT),

@@ -22,7 +22,7 @@ def smooth_counts(
 ) -> Tensor:
     r"""Return the effective counts of label distribution smoothing (LDS).
 
-    .. math:: \tilde n_k = \sum_j \kappa(k - j) \, n_j , \qquad \max_j \kappa(j) = 1
+    .. math:: \tilde{n_k} = \sum_j \kappa(k - j) \, n_j , \qquad \max_j \kappa(j) = 1
 
     The kernels are those of the benchmark code that comes with the paper, so that figures can be
     compared. Its ``"gaussian"`` is **not** the plain Gaussian: the code filters an impulse of only

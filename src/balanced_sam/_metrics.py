@@ -27,7 +27,7 @@ def mean_absolute_error(
 ) -> Tensor:
     r"""Return the MAE.
 
-    .. math:: \mathrm{MAE} = \frac{1}{N} \sum_i |y_i - \hat y_i|
+    .. math:: \mathrm{MAE} = \frac{1}{N} \sum_i |y_i - \hat{y_i}|
 
     Args:
         predictions: Model outputs, any shape, in target units.
@@ -61,7 +61,7 @@ def root_mean_squared_error(
 ) -> Tensor:
     r"""Return the RMSE.
 
-    .. math:: \mathrm{RMSE} = \sqrt{\frac{1}{N} \sum_i (y_i - \hat y_i)^2}
+    .. math:: \mathrm{RMSE} = \sqrt{\frac{1}{N} \sum_i (y_i - \hat{y_i})^2}
 
     Args:
         predictions: Model outputs, any shape, in target units.
@@ -95,7 +95,7 @@ def geometric_mean_error(
 ) -> Tensor:
     r"""Return the GM, the geometric mean of the absolute errors.
 
-    .. math:: \mathrm{GM} = \Bigl(\prod_i |y_i - \hat y_i|\Bigr)^{1/N}
+    .. math:: \mathrm{GM} = \Bigl(\prod_i |y_i - \hat{y_i}|\Bigr)^{1/N}
 
     It is summed as logarithms. As in the literature there is no guard: one exact prediction
     makes it 0.
@@ -137,7 +137,7 @@ def threshold_accuracy(
     r"""Return :math:`\delta`, the share of predictions within a factor of the target.
 
     .. math:: \delta = \frac{1}{N} \sum_i
-        \Bigl[ \max\Bigl(\frac{y_i}{\hat y_i}, \frac{\hat y_i}{y_i}\Bigr) < t \Bigr]
+        \Bigl[ \max\Bigl(\frac{y_i}{\hat{y_i}}, \frac{\hat{y_i}}{y_i}\Bigr) < t \Bigr]
 
     The depth literature's :math:`\delta_1, \delta_2, \delta_3` have the thresholds 1.25,
     1.25\ :sup:`2` and 1.25\ :sup:`3`. A pair that is not positive on both sides is never a hit.
@@ -182,7 +182,7 @@ def balanced_mean_absolute_error(
     r"""Return the bMAE, the average over target values of each value's MAE.
 
     .. math:: \mathrm{bMAE} = \frac{1}{|K|} \sum_{k \in K} \frac{1}{N_k} \sum_{y_i \in k}
-        |y_i - \hat y_i|
+        |y_i - \hat{y_i}|
 
     Not to be set beside an MAE: on a skewed test set the two measure different things.
 

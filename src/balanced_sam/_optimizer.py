@@ -76,7 +76,7 @@ class BalancedSAM(Optimizer):
 
         L(w) &= \frac{1}{N} \sum_i q(y_i) \, \ell_i(w) \\
         \hat\epsilon &= \rho \, \nabla L(w) \, / \, \lVert \nabla L(w) \rVert_2 \\
-        w &\leftarrow \text{base\_optimizer}\bigl(w, \nabla L(w + \hat\epsilon)\bigr)
+        w &\leftarrow \text{base optimizer}\bigl(w, \nabla L(w + \hat\epsilon)\bigr)
 
     The closure is torch's own: it computes the loss, calls ``backward`` and returns the loss. It is
     called twice a step, at :math:`w` and at :math:`w + \hat\epsilon`, and once where every group's
