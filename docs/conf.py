@@ -1,8 +1,9 @@
 """How Sphinx builds this site."""
 
+import os
 import sys
 import zlib
-from importlib.metadata import version as version_of
+from importlib.metadata import metadata
 from pathlib import Path
 
 from docutils import nodes
@@ -20,8 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 project = "balanced-sam"
 author = copyright = "The balanced-sam authors"
-release = version = version_of("balanced-sam")
+release = version = metadata("balanced-sam")["Version"]
 html_title = f"balanced-sam {version}"
+html_logo = html_favicon = "static/mark.svg"
+# The documentation's host says where it serves the site.
+html_baseurl = os.environ.get(
+    "READTHEDOCS_CANONICAL_URL", "https://balanced-sam.readthedocs.io/en/latest/"
+)
+html_context = {"baseurl": html_baseurl, "description": metadata("balanced-sam")["Summary"]}
+templates_path = ["templates"]
 html_theme = "furo"
 html_theme_options = {
     "source_repository": "https://github.com/balanced-sam/balanced-sam",

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import shutil
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ CONTENT = """() => ({
     headings: document.querySelectorAll("article h1").length,
     flat: [...document.querySelectorAll("math")].filter(it => !it.getBoundingClientRect().height)
         .map(it => it.textContent),
+    // The equations are made without TeX: an index lands below an accent, \\frac12( is 12 / (.
+    misread: [...document.querySelectorAll("munderover > mi:first-child, mfrac > mo")]
+        .map(it => it.closest("math").textContent),
+    card: Object.fromEntries([...document.querySelectorAll("meta[property], meta[name]")]
+        .map(it => [it.getAttribute("property") || it.name, it.content])),
 })"""
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
@@ -39,6 +45,8 @@ class Visit:
     unnamed: list[str]
     headings: int
     flat: list[str]
+    misread: list[str]
+    card: dict[str, str]
     too_wide: dict[str, int] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
@@ -116,7 +124,8 @@ def visits(browser: Browser, home: str) -> dict[str, Visit]:
     for name in PAGES:
         complaints.clear()
         page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
-        page.goto(home + name, wait_until="networkidle")
+        page.goto(home + name)
+        page.wait_for_load_state("networkidle")
         content = page.evaluate(CONTENT)
         visit = Visit(**{**content, "ids": {*content["ids"]}, "links": {*content["links"]}})
         for device, (width, height) in {"desktop": DESKTOP, "phone": PHONE}.items():
@@ -136,8 +145,22 @@ def test_page_is_whole(name: str, visits: dict[str, Visit]) -> None:
     assert visit.broken == []
     assert visit.unnamed == []
     assert visit.flat == []
+    assert visit.misread == []
     assert visit.headings == (name != "search.html")
     assert visit.too_wide == {}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_to_the_page_has_a_picture(name: str, visits: dict[str, Visit]) -> None:
+    card = visits[name].card
+    assert card["og:title"]
+    assert card["og:description"]
+    assert card["twitter:card"] == "summary_large_image"
+    home = card["og:url"].removesuffix(name)
+    assert card["og:image"] == f"{home}_static/card.png"
+    picture = (SITE / "_static" / "card.png").read_bytes()
+    assert struct.unpack(">2I", picture[16:24]) == (1200, 630)
+    assert len(picture) < 100_000
 
 
 @pytest.mark.parametrize("name", PAGES)
