@@ -32,6 +32,17 @@ CONTENT = """() => ({
     card: Object.fromEntries([...document.querySelectorAll("meta[property], meta[name]")]
         .map(it => [it.getAttribute("property") || it.name, it.content])),
 })"""
+# Elements beyond the edge of the page, where nothing scrolls to them; what is folded counts, too.
+CUT_OFF = """() => {
+    for (const fold of document.querySelectorAll("details")) fold.open = true;
+    const scrolls = it => /auto|scroll/.test(getComputedStyle(it).overflowX);
+    const reached = it => it.matches(".content") ? false : scrolls(it) || reached(it.parentElement);
+    return [...document.querySelectorAll(".content *")].filter(it => {
+        const {left, right} = it.getBoundingClientRect();
+        return (left < -1 || right > document.documentElement.clientWidth + 1)
+            && !reached(it.parentElement);
+    }).map(it => it.outerHTML.slice(0, 80));
+}"""
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -48,6 +59,7 @@ class Visit:
     misread: list[str]
     card: dict[str, str]
     too_wide: dict[str, int] = field(default_factory=dict)
+    cut_off: dict[str, list[str]] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
 
@@ -132,6 +144,8 @@ def visits(browser: Browser, home: str) -> dict[str, Visit]:
             page.set_viewport_size({"width": width, "height": height})
             if wide := page.evaluate(TOO_WIDE):
                 visit.too_wide[device] = wide
+            if cut := page.evaluate(CUT_OFF):
+                visit.cut_off[device] = cut
         visit.complaints = list(complaints)
         found[name] = visit
     page.context.close()
@@ -148,6 +162,7 @@ def test_page_is_whole(name: str, visits: dict[str, Visit]) -> None:
     assert visit.misread == []
     assert visit.headings == (name != "search.html")
     assert visit.too_wide == {}
+    assert visit.cut_off == {}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -248,6 +263,8 @@ def test_text_code_and_lit_lines_can_be_read(dark: bool, browser: Browser, home:
     lit = page.locator(".hll").first.evaluate("it => getComputedStyle(it).backgroundColor")
     block = page.locator("pre").first.evaluate("it => getComputedStyle(it).backgroundColor")
     assert lit not in (ground, block)
+    names = page.locator("article .nn").first
+    assert names.evaluate("it => getComputedStyle(it).textDecorationLine") == "none"
     page.context.close()
 
 

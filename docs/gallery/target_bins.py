@@ -84,11 +84,12 @@ draw_one(visits, TargetBins.from_targets(visits), "Visits")
 # Two targets
 # -----------
 # A grid has a bin for each combination. Here the report draws the error of predicting the mean; a
-# dot is a few-shot bin, white an empty one.
+# dot is a few-shot bin; an empty one has no color.
 
 pairs = torch.randn(4000, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.5]])
 grid = TargetGrid.from_targets(pairs, 12)
 regions = ShotRegions.from_counts(grid, grid.counts(pairs))
 figure, axes = plt.subplots(figsize=(5, 4), dpi=150, layout="constrained")
+# sphinx_gallery_thumbnail_number = 5
 region_report(pairs.mean(dim=0).expand_as(pairs), pairs, regions).plot(ax=axes)
 plt.show()
