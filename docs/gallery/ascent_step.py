@@ -99,8 +99,8 @@ plt.show()
 # Many steps
 # ----------
 # SGD stops at the first minimum that it comes to. BSAM does not stop there: it swings across the
-# valley, and the gradient at :math:`w + \hat\epsilon` leads it along the valley, too, to where that
-# is wider. After 150 steps it is near (1, 1). It goes on swinging as long as ``rho`` and the
+# valley. The gradient at :math:`w + \hat\epsilon` also moves it along the valley, to where that is
+# wider. After 150 steps it is near (1, 1). It goes on swinging as long as ``rho`` and the
 # learning rate stay as they are. The losses of large networks have many more dimensions and need
 # not look like this one.
 

@@ -8,7 +8,7 @@ The test error in each target bin, drawn from the records of the benchmark.
 # %%
 # The records lie in the source repository beside the library, a file for each run. This script
 # trains nothing. In a clone, ``PYTHONPATH=. python docs/gallery/error_by_bin.py`` runs it. The task
-# is airports: how high does a place lie, told from its coordinates?
+# is airports: predict the elevation of an airport from its coordinates.
 
 import matplotlib.pyplot as plt
 

@@ -28,9 +28,9 @@ print(regions)
 # LDS
 # ---
 # :func:`~balanced_sam.smooth_counts` adds up neighboring bins under a kernel whose largest value
-# is 1, so its effective counts are higher than the counts. To lay both over each other we divide by
-# the sum of the kernel, which is the answer to a single sample. For weights of mean 1 such a factor
-# does not matter.
+# is 1, so its effective counts are higher than the counts. To draw both in one picture we divide by
+# the sum of the kernel: that is what one sample adds to all effective counts together. For weights
+# of mean 1 such a factor does not matter.
 
 impulse = torch.zeros(len(bins))
 impulse[len(bins) // 2] = 1
@@ -39,7 +39,8 @@ density = smooth_counts(counts) / kernel_sum
 print(f"Sum of the kernel: {kernel_sum:.2f}")
 
 # %%
-# The same twice, below with a logarithmic scale, on which one sees that LDS evens out the tail.
+# Both panels show the same counts. The lower one has a logarithmic scale, on which one sees that
+# LDS evens out the tail.
 
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 

@@ -94,7 +94,7 @@ for method, (rho, _, _) in METHODS.items():
 # %%
 # The picture
 # -----------
-# Thick lines are means over four seeds, thin ones the seeds.
+# Thick lines are means over four seeds, thin lines are single seeds.
 
 figure, panels = plt.subplots(1, 3, figsize=(5, 3.3), dpi=150, sharey=True, layout="constrained")
 for i, (axes, region) in enumerate(zip(panels, masks, strict=True)):
@@ -110,9 +110,9 @@ plt.show()
 
 # %%
 # For both methods the mean loss of the few-shot samples rises most. After BSAM it rises less than
-# after SQINV, but the loss from which it rises, at :math:`w`, is higher after BSAM in every region.
-# It depends on how training went: after fewer steps, or with SGD as base optimizer, the order of
-# the two methods may be the other. This is one small task, one ``rho`` and four seeds: it shows
+# after SQINV. But the loss at :math:`w`, before the rise, is higher after BSAM in every region.
+# The order of the two methods depends on the training: it may be the opposite after fewer steps, or
+# with SGD as base optimizer. This is one small task, one ``rho`` and four seeds: it shows
 # what is meant by sharpness per region and is no evidence of a gain. Mean and standard deviation
 # over the seeds, in target units:
 

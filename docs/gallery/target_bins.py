@@ -59,7 +59,7 @@ plt.show()
 # %%
 # The logarithm
 # -------------
-# The logarithm of the same targets has no heavy tail. The lowest are rare, too, now.
+# The logarithm of the same targets has no heavy tail. Now the lowest are rare, too.
 
 logarithms = prices.log()
 draw_one(logarithms, TargetBins.from_targets(logarithms), "Logarithm of the price")
@@ -75,7 +75,7 @@ draw_one(rain, TargetBins.from_targets(rain), "Rain (mm)")
 # %%
 # Whole numbers
 # -------------
-# The edges lie between them, and each bin has room for as many.
+# The edges lie between whole numbers, and each bin covers equally many of them.
 
 visits = NegativeBinomial(2.0, torch.tensor(0.8)).sample((4000,))
 draw_one(visits, TargetBins.from_targets(visits), "Visits")

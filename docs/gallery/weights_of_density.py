@@ -44,9 +44,9 @@ plt.show()
 # ---------------------
 # The targets are waiting times, as on the page about :ref:`the label density
 # <sphx_glr_generated_gallery_label_density.py>`. :class:`~balanced_sam.TargetWeights` scales the
-# weights so that their mean over the training samples is 1. LDS evens out what neighboring bins
-# differ by. At the ends of the range a part of its kernel finds no samples, so that its weights
-# rise; ``boundary="reflect"`` holds them down.
+# weights so that their mean over the training samples is 1. LDS evens out the differences between
+# neighboring bins. At the ends of the range a part of its kernel finds no samples, so that its
+# weights rise; ``boundary="reflect"`` holds them down.
 
 torch.manual_seed(0)
 targets = torch.distributions.Gamma(2.0, 1 / 8).sample((4000,))
@@ -82,9 +82,10 @@ plt.show()
 # How far do they go?
 # -------------------
 # The largest weight of a training sample, and the share of all weight that lies on the few-shot
-# samples. A sample of a large weight moves the network far when it comes. Clipping holds the
-# largest weight of INV down, and the root does more. On these targets LDS hardly changes that of
-# INV and raises that of SQINV.
+# samples. A sample of a large weight moves the network far when it comes. Clipping lowers the
+# largest
+# weight of INV, and the root in SQINV lowers it more. On these targets LDS hardly changes the
+# largest weight of INV and raises the largest weight of SQINV.
 
 few = ShotRegions.from_weights(sqinv).mask(targets, "few")
 print(f"{'':12}  largest  few-shot")

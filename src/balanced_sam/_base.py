@@ -28,8 +28,8 @@ def check_base(base: object, rho: float) -> None:
     if "rho" in getattr(base, "defaults", {}):
         raise ValueError(
             f"Expected `base_optimizer` to have no option `rho` yet, but got {name} with "
-            f"rho={base.defaults['rho']}: there it means something else, or a BalancedSAM holds "
-            "this optimizer already."
+            f"rho={base.defaults['rho']}: either its `rho` means something else, or a "
+            "BalancedSAM already holds this optimizer."
         )
     closure = inspect.signature(base.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

@@ -17,7 +17,7 @@ def frozen_running_stats(module: nn.Module) -> Iterator[None]:
 
     Layers still normalise with the statistics of their batch in training mode. In the block they
     update copies; afterwards, also after an exception, the very same buffers are back. Blocks may
-    be nested. Given as ``descent_context`` the statistics come from the clean weights only::
+    be nested. As ``descent_context`` it takes the statistics from the unperturbed pass only::
 
         BalancedSAM(..., descent_context=partial(frozen_running_stats, model))
 

@@ -31,9 +31,9 @@ class TargetBins:
     r"""Cut the target range into left-closed intervals :math:`b_k = [e_k, e_{k+1})`.
 
     Float targets need no rounding: the edges are compared in the targets' own dtype, so that the
-    float32 value ``0.7`` lies in the bin that starts at ``0.7``. Bins too fine for that dtype, such
-    as the minutes of a timestamp in float32, are an error where they meet the targets. Values
-    outside the range belong to the first or the last bin.
+    float32 value ``0.7`` lies in the bin that starts at ``0.7``. Some bins are too fine for a
+    dtype, such as the minutes of a timestamp in float32: using them with such targets is an error.
+    Values outside the range belong to the first or the last bin.
 
     Args:
         edges: The ``B + 1`` edges, finite and strictly increasing, in target units.
@@ -130,14 +130,14 @@ class TargetBins:
     def from_targets(cls, targets: Tensor, bins: int | Rule = "auto") -> "TargetBins":
         """Return bins of equal width that cover all targets, as :func:`numpy.histogram` has them.
 
-        Whole numbers, of an integer or a float dtype, get edges midway between them and as many
-        whole numbers a bin; the last bin may have fewer.
+        If all targets are whole numbers, of an integer or a float dtype, the edges lie midway
+        between whole numbers. Each bin covers equally many of them; the last may cover fewer.
 
         Args:
             targets: Training targets of any shape, in target units, finite.
-            bins: The number of bins (the most, for whole numbers), or the name of a rule of
-                :func:`numpy.histogram_bin_edges`. ``"auto"`` holds out against a heavy tail and
-                against most targets being one value, ``"fd"`` against neither. A rule takes the
+            bins: The number of bins (for whole numbers, at most so many), or the name of a rule of
+                :func:`numpy.histogram_bin_edges`. ``"auto"`` copes with a heavy tail, and with
+                most targets being one value; ``"fd"`` copes with neither. A rule takes the
                 targets for independent samples: for pixels or steps of a sequence give a number.
 
         Returns:
@@ -179,12 +179,12 @@ class TargetBins:
 
     @property
     def axes(self) -> tuple["TargetBins", ...]:
-        """The bins of each target, which are these alone."""
+        """The bins of each target; there is one target here, so these bins alone."""
         return (self,)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape ``(B,)`` of what there is one of a bin."""
+        """The shape ``(B,)`` of a tensor with one value for each bin."""
         return (len(self),)
 
     @property

@@ -14,9 +14,9 @@ _MOST_BINS = 4_000_000
 class TargetGrid:
     r"""Cut the space of several targets into the combinations of their bins.
 
-    What is frequent for each target alone may be rare together. Wherever :class:`TargetBins` are
-    taken for one target a sample, a grid is taken for several: targets are ``(..., d)`` then, and
-    what there is one of a bin has the grid's shape :math:`(B_1, \ldots, B_d)`.
+    What is frequent for each target alone may be rare together. Use a grid for several targets a
+    sample wherever :class:`TargetBins` are used for one. Targets then have shape ``(..., d)``, and
+    a tensor with one value for each bin has the grid's shape :math:`(B_1, \ldots, B_d)`.
 
     Args:
         bins: The bins of each target, in the order of the targets' last axis.
@@ -52,9 +52,9 @@ class TargetGrid:
     def from_targets(cls, targets: Tensor, bins: int | Rule = "auto") -> "TargetGrid":
         r"""Return a grid of bins of equal width that covers all targets.
 
-        Each target is cut as by :meth:`TargetBins.from_targets`. A rule gives each target the
-        fewer bins the more targets there are: :math:`N^{1/3 - 1/(d + 2)}` times fewer than for it
-        alone, by which the error of a histogram is least.
+        Each target is cut as by :meth:`TargetBins.from_targets`. With more targets, a rule
+        gives each of them fewer bins: :math:`N^{1/3 - 1/(d + 2)}` times fewer than for one target
+        alone. This makes the error of a histogram smallest.
 
         Args:
             targets: Training targets, shape ``(N, d)`` or ``(..., d)``, in target units, finite.

@@ -32,12 +32,13 @@ def mean_absolute_error(
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
-        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
-            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
-            number counts alike, whatever the shape.
+        multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
+            ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
+            each. If None every number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
+        0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
+        NaN without a sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -66,12 +67,13 @@ def root_mean_squared_error(
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
-        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
-            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
-            number counts alike, whatever the shape.
+        multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
+            ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
+            each. If None every number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
+        0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
+        NaN without a sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -103,12 +105,13 @@ def geometric_mean_error(
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
-        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
-            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
-            number counts alike, whatever the shape.
+        multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
+            ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
+            each. If None every number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
+        0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
+        NaN without a sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -140,18 +143,19 @@ def threshold_accuracy(
         \Bigl[ \max\Bigl(\frac{y_i}{\hat{y_i}}, \frac{\hat{y_i}}{y_i}\Bigr) < t \Bigr]
 
     The depth literature's :math:`\delta_1, \delta_2, \delta_3` have the thresholds 1.25,
-    1.25\ :sup:`2` and 1.25\ :sup:`3`. A pair that is not positive on both sides is never a hit.
+    1.25\ :sup:`2` and 1.25\ :sup:`3`. A pair is a hit only if both numbers are positive.
 
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
         threshold: The factor :math:`t`, above 1.
-        multioutput: Of several outputs, shape ``(..., d)``, the mean over them
-            (``"uniform_average"``) or each (``"raw_values"``), as in scikit-learn; if None every
-            number counts alike, whatever the shape.
+        multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
+            ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
+            each. If None every number counts alike, whatever the shape.
 
     Returns:
-        0-dim tensor, of each output shape ``(d,)``, float64, a share from 0 to 1; NaN of no sample.
+        0-dim tensor, or shape ``(d,)`` with one value for each output, float64, a share from 0 to
+        1; NaN without a sample.
 
     Raises:
         ValueError: If the shapes differ, or ``threshold`` is not above 1.
@@ -184,18 +188,19 @@ def balanced_mean_absolute_error(
     .. math:: \mathrm{bMAE} = \frac{1}{|K|} \sum_{k \in K} \frac{1}{N_k} \sum_{y_i \in k}
         |y_i - \hat{y_i}|
 
-    Not to be set beside an MAE: on a skewed test set the two measure different things.
+    Do not compare it with an MAE: on a skewed test set the two measure different things.
 
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
         bins: Bins to average over, those without a target left out. If None every distinct target
-            is its own bin, as published for whole-number labels; float targets need ``bins``, and
-            several targets a sample a grid.
-        multioutput: Of a grid, the mean over the outputs or each.
+            is its own bin, as published for whole-number labels. Float targets need ``bins``.
+            Several targets a sample need a grid.
+        multioutput: With a grid, whether to return the mean over the outputs or one value for each.
 
     Returns:
-        0-dim tensor, of each output shape ``(d,)``, float64, in target units; NaN of no sample.
+        0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
+        NaN without a sample.
 
     Raises:
         ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
@@ -256,11 +261,11 @@ class RegionReport:
     ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
         """Draw a metric in each bin over the target, the regions shaded, and the counts above.
 
-        Of a grid of two targets this is a heat map, the few-shot bins dotted.
+        For a grid of two targets this is a heat map with a dot in each few-shot bin.
 
         Args:
-            metric: A metric of ``by_bin``; if None the MAE, of the first output where each is
-                given.
+            metric: A metric of ``by_bin``. If None, the MAE; with ``"raw_values"``, that of the
+                first output.
             ax: The axes to draw in; those of a new figure if None.
 
         Returns:
@@ -304,13 +309,13 @@ def region_report(
     """Return every metric on all samples, on each region and in each bin.
 
     Args:
-        predictions: Model outputs, in target units: a vector or maps; of a grid, shape
+        predictions: Model outputs, in target units: a vector or maps; for a grid, shape
             ``(..., d)``.
         targets: Targets, same shape, in target units.
         regions: The many-, medium- and few-shot bins.
-        multioutput: Of a grid, the mean of a metric over the outputs (``"uniform_average"``) or
-            that of each (``"raw_values"``), as in scikit-learn. A sample's region is always that of
-            all its targets together.
+        multioutput: With a grid, report the mean of a metric over the outputs
+            (``"uniform_average"``) or one value for each (``"raw_values"``), as in scikit-learn. A
+            sample's region is always that of all its targets together.
 
     Returns:
         The report; ``print`` shows it as a table, ``plot`` draws the error in each bin. A region

@@ -86,14 +86,14 @@ class BalancedSAM(Optimizer):
     bit before the base optimizer moves them, and however a closure ends.
 
     ``param_groups``, ``state``, ``defaults`` and hooks are the base optimizer's own. Learning-rate
-    schedulers, ``state_dict`` and step hooks (which see the descent gradient: the place to clip it)
-    work on either. ``rho`` is a group option beside ``lr``. A group whose ``rho`` is 0 is not
-    perturbed and stays out of the norm.
+    schedulers, ``state_dict`` and step hooks work on this optimizer and on the base. Step hooks see
+    the descent gradient: clip it there. ``rho`` is a group option beside ``lr``. A group whose
+    ``rho`` is 0 is not perturbed and stays out of the norm.
 
     Args:
-        params: With a callable ``base_optimizer``, whatever that takes: parameters or group dicts,
-            each with its own ``rho`` or not. With a built one, the tensors to perturb, a flat
-            iterable; what the base trains beyond these is trained but never perturbed.
+        params: If ``base_optimizer`` is a callable: parameters or group dicts, as it takes them. A
+            group dict may have its own ``rho``. If ``base_optimizer`` is built: a flat iterable of
+            the tensors to perturb. Other tensors of the base are trained but never perturbed.
         base_optimizer: A ``torch.optim.Optimizer``, or a callable that makes one of ``params``
             (a class, a ``functools.partial``).
         rho: Radius of the perturbation, L2 norm in parameter space; the default of all groups.
@@ -104,8 +104,8 @@ class BalancedSAM(Optimizer):
             ``partial(frozen_running_stats, model)``. Not entered where the step has one pass.
 
     Raises:
-        TypeError: If ``base_optimizer`` is neither or needs a closure itself, or ``params`` holds
-            something else than tensors.
+        TypeError: If ``base_optimizer`` is neither an optimizer nor a callable, or needs a closure
+            itself; or if ``params`` holds something else than tensors.
         ValueError: If ``rho``, here or in a group, is negative or not finite; if the base has an
             option ``rho`` of its own; or if ``params`` is empty, or holds trainable tensors that
             the base does not train, or group dicts beside a built base.
@@ -180,8 +180,9 @@ class BalancedSAM(Optimizer):
     def sharpness(self) -> Tensor | None:
         """Loss of the last ``step``'s second call minus that of its first, without host sync.
 
-        A detached 0-dim tensor, in loss units: 0 after a step of one pass, NaN after a step whose
-        second pass was skipped for an overflow, None after none, or one that skipped its batch.
+        A detached 0-dim tensor, in loss units. It is 0 after a step of one pass, and NaN if an
+        overflow made the step skip its second pass. It is None before the first step, and after a
+        step that skipped its batch.
         """
         losses = [_as_scalar(loss) for loss in self._cycle.losses]
         if len(losses) == 2:
@@ -204,22 +205,22 @@ class BalancedSAM(Optimizer):
         error unless every ``lr`` is 0 (checkpointing libraries set up the state that way).
 
         Args:
-            closure: Computes the loss, calls ``backward`` and returns the loss; None, without a
-                gradient, for a batch to skip.
+            closure: Computes the loss, calls ``backward`` and returns the loss; to skip a batch,
+                return None and leave no gradient.
             ascent_closure: Another closure for the first call of a step of two passes, such as a
                 loss with other weights or on a part of the batch.
             scaler: The ``GradScaler`` that scales the loss in the closure. The step then ends in
                 ``scaler.step``; calling ``scaler.update()`` afterwards is left to the caller. If
-                the first gradient overflowed the second pass is skipped, unless there is an
-                ``ascent_context``, under which other processes may need it.
+                the first gradient has overflowed, the step skips the second pass, unless there is
+                an ``ascent_context``: then other processes may need it.
 
         Returns:
             The loss of the first call, detached, at w; None without a closure.
 
         Raises:
             TypeError: If a closure returns no loss but leaves gradients.
-            RuntimeError: If there is no closure and no manual cycle to end, or a closure where one
-                is to end, or if the call is made inside a pass.
+            RuntimeError: If a closure is missing and there is no manual cycle to end; if a closure
+                is given and there is a manual cycle to end; or if the call is made inside a pass.
         """
         _check_arguments(closure, ascent_closure, scaler)
         self._cycle.check_outside("`step`")
@@ -252,14 +253,15 @@ class BalancedSAM(Optimizer):
 
         On entry the gradients are used up and cleared. Afterwards, also after an exception, the
         parameters are restored bit for bit. :meth:`step` without a closure then ends the cycle;
-        with one it is an error. Of micro-batches, all come before the block, and all again in it.
+        with one it is an error. Call ``backward`` on all micro-batches before the block, and on all
+        of them again inside it.
 
         Yields:
             Nothing.
 
         Raises:
-            RuntimeError: If the call is made inside a pass, or the gradients of a block before are
-                still there and no step has used them.
+            RuntimeError: If the call is made inside a pass, or if no step has used the gradients of
+                an earlier block, which are still there.
             ValueError: If no parameter has a gradient.
         """
         cycle = self._cycle
@@ -439,8 +441,8 @@ class BalancedSAM(Optimizer):
             if "modified by an inplace operation" not in str(error):
                 raise
             raise RuntimeError(
-                "Expected a base optimizer that takes the gradients as they are, but "
-                f"{type(self.base_optimizer).__name__} differentiates them again, at other weights."
+                "Expected a base optimizer that only reads the gradients, but "
+                f"{type(self.base_optimizer).__name__} differentiates them, at other weights."
             ) from error
 
     def _end_manual_cycle(self, closure: Closure | None, scaler: GradScaler | None) -> None:

@@ -62,7 +62,7 @@ class ShotRegions:
     ) -> "ShotRegions":
         """Return the regions that the number of training samples per bin defines.
 
-        Between bins of unequal width the samples per median width decide, as for the weights.
+        For bins of unequal width the samples per median width decide, as for the weights.
 
         Args:
             bins: The bins of the target range, or a grid of several.
@@ -120,12 +120,12 @@ class ShotRegions:
         """Return which targets lie in a region.
 
         Args:
-            targets: Targets of any shape, in target units; of a grid, shape ``(..., d)``.
+            targets: Targets of any shape, in target units; for a grid, shape ``(..., d)``.
             region: ``"many"``, ``"medium"`` or ``"few"``.
 
         Returns:
-            True where the target's bin is in the region, shape of ``targets``, of a grid ``(...)``,
-            bool.
+            True where the target's bin is in the region, shape of ``targets`` (``(...)`` for a
+            grid), bool.
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.

@@ -16,14 +16,14 @@ class LambdaRho(LambdaLR):
 
     .. math:: \rho_t = \rho_0 \cdot \mathit{rho\_lambda}(t)
 
-    A step whose rho is 0 costs one pass, so that these are all one line:
+    A step whose rho is 0 costs one pass. Each of these schedules takes one line:
 
     - warm-up, which a large rho needs: ``lambda t: min(1, (t + 1) / 500)``
     - late start: ``lambda t: float(t >= 5000)``
     - every third step: ``lambda t: float(t % 3 == 0)``
 
-    It is a ``LambdaLR``, so that trainers accept it beside the learning rate's, but leaves the
-    learning rate alone. Each group keeps its initial rho under ``initial_rho``, as it keeps
+    It is a ``LambdaLR``, so trainers accept it beside a schedule of the learning rate. It leaves
+    the learning rate alone. Each group keeps its initial rho under ``initial_rho``, as it keeps
     ``initial_lr``: in the checkpoint of the optimizer, and for every schedule made later. A group
     added later starts from the rho it was added with.
 
@@ -31,7 +31,7 @@ class LambdaRho(LambdaLR):
         optimizer: A :class:`BalancedSAM`, or a trainer's wrapper of one.
         rho_lambda: Function from the number of ``step()`` calls so far, 0 at first, to a
             non-negative factor; or one function a group.
-        last_epoch: The last step of the run that is gone on with; -1 for a new one.
+        last_epoch: The index of the last step, to continue a run; -1 for a new run.
 
     Raises:
         TypeError: If a function cannot be called or returns no number.
@@ -94,7 +94,7 @@ class LambdaRho(LambdaLR):
         return [group["initial_rho"] for group in groups if "initial_rho" in group]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step and the initial rhos; of the functions only what objects hold."""
+        """Return the step, the initial rhos and what callable objects hold; no functions."""
         return super().state_dict() | {"base_rhos": self.base_rhos}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

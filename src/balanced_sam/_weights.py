@@ -24,12 +24,12 @@ def inverse_weights(counts: Tensor, *, clip_counts: tuple[float, float] | None =
 
     Args:
         counts: Samples per bin, of any shape; effective (smoothed) counts do as well.
-        clip_counts: Lowest and highest count that is told apart, in samples; the benchmark code of
-            the ages takes (5, 1000). No clipping if None.
+        clip_counts: Lowest and highest count, in samples. Counts outside these limits are set to
+            the nearer one. The benchmark code for ages takes (5, 1000). No clipping if None.
 
     Returns:
         Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance), in a grid that of the rarest.
+        occupied one (the mean of both at equal distance). In a grid it has that of the rarest bin.
 
     Raises:
         ValueError: If ``counts`` holds a negative number or no sample, or ``clip_counts`` is not a
@@ -59,7 +59,7 @@ def sqrt_inverse_weights(counts: Tensor) -> Tensor:
 
     Returns:
         Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance), in a grid that of the rarest.
+        occupied one (the mean of both at equal distance). In a grid it has that of the rarest bin.
 
     Raises:
         ValueError: If ``counts`` holds a negative number or no sample.
@@ -146,7 +146,7 @@ class TargetWeights(nn.Module):
         """Fit the weights to training targets.
 
         Args:
-            targets: Training targets of any shape (a vector, a stack of maps), in target units; of
+            targets: Training targets of any shape (a vector, a stack of maps), in target units; for
                 a grid, shape ``(..., d)``.
             bins: The bins of the target range, or a grid of several; those of
                 :meth:`TargetBins.from_targets` if None.
@@ -163,9 +163,9 @@ class TargetWeights(nn.Module):
                 with several targets a sample; or an option is out of its range.
 
         Warns:
-            UserWarning: If, without ``smoothing``, all weights are the same though ``scheme`` is
-                not 0, more than half of the bins of one target are empty, or a grid has more bins
-                than there are samples.
+            UserWarning: If there is no ``smoothing`` and one of these holds: all weights are the
+                same though ``scheme`` is not 0; more than half of the bins of one target are empty;
+                a grid has more bins than there are samples.
         """
         if bins is None:
             bins = TargetBins.from_targets(targets)
@@ -196,18 +196,19 @@ class TargetWeights(nn.Module):
         r"""Fit the weights to the number of training samples in each bin.
 
         Between bins of unequal width the count per unit of the target decides: :math:`n` is then
-        the count per median width. Else a bin would be rare for being narrow.
+        the count per median width. Otherwise a narrow bin would count as rare.
 
         Args:
             bins: The bins of the target range, or a grid of several.
             counts: Training samples per bin, shape ``bins.shape``.
             scheme: The exponent :math:`a` of the weights :math:`n^{-a}`, 0 or more, or its name:
-                ``"none"`` for 0, ``"sqinv"`` for 1/2, ``"inv"`` for 1. The larger, the more rare
-                targets count.
+                ``"none"`` for 0, ``"sqinv"`` for 1/2, ``"inv"`` for 1. A larger exponent gives
+                rare targets more weight.
             smoothing: LDS: a function from counts to effective counts, both of ``bins.shape``, such
-                as :func:`smooth_counts` or a ``functools.partial`` of it. As in the benchmark code
-                it acts after the power and the clipping, :math:`w = 1 / \tilde{n^a}`.
-            clip_counts: Lowest and highest count that is told apart, in samples.
+                as :func:`smooth_counts` or a ``functools.partial`` of it. As in the benchmark code,
+                smoothing acts after the power and the clipping, :math:`w = 1 / \tilde{n^a}`.
+            clip_counts: Lowest and highest count, in samples; counts outside are set to the nearer
+                limit.
             normalize: Scale the weights so that their mean over the training samples is 1, which
                 keeps the learning rate's meaning. False keeps the paper's raw scale.
 
@@ -242,11 +243,12 @@ class TargetWeights(nn.Module):
         """Return the weight of each target.
 
         Args:
-            targets: Targets of any shape, on the module's device, in target units; of a grid,
+            targets: Targets of any shape, on the module's device, in target units; for a grid,
                 shape ``(..., d)``.
 
         Returns:
-            Weights, shape of ``targets``, of a grid ``(...)``, dtype of ``bin_weights``, unit-free.
+            Weights, shape of ``targets`` (``(...)`` for a grid), dtype of ``bin_weights``,
+            unit-free.
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
@@ -268,7 +270,8 @@ class TargetWeights(nn.Module):
         """Raise if a ``state_dict`` was made with other bins.
 
         Args:
-            state: The edges in the ``state_dict``, shape ``(B + 1,)``, of a grid one of each axis.
+            state: The edges in the ``state_dict``, shape ``(B + 1,)``; for a grid, one tensor for
+                each axis.
 
         Raises:
             ValueError: If they are not those of this module.
@@ -387,8 +390,8 @@ def _check_converted(given: Tensor, converted: Tensor) -> None:
     before, after = given.cpu(), converted.cpu()
     if not (torch.isfinite(after) & ((after > 0) == (before > 0))).all():
         raise ValueError(
-            f"Expected `bin_weights` to be finite, and positive where they are, in "
-            f"{converted.dtype} too, but got values from {before.min().item():g} to "
+            f"Expected all `bin_weights` to stay finite, and positive ones to stay positive, in "
+            f"{converted.dtype}, but got values from {before.min().item():g} to "
             f"{before.max().item():g}. Normalize them, or take a dtype of a wider range."
         )
 

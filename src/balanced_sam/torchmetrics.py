@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class RegionMetrics(Metric):
     """Stream :func:`balanced_sam.region_report` over batches, epochs and ranks.
 
-    The state is a ``(5, B, d)`` tensor of sums for ``d`` targets a sample, beside the edges,
-    however many samples are seen; the sums add up over ranks, and the result equals the functional
-    form on the whole.
+    The state is a ``(5, B, d)`` tensor of sums, for ``d`` targets a sample, and the edges. Its size
+    does not depend on the number of samples. The sums add up over ranks, so the result equals that
+    of :func:`balanced_sam.region_report` on all samples.
 
     Args:
         regions: The many-, medium- and few-shot bins.
@@ -76,7 +76,7 @@ class RegionMetrics(Metric):
         """Add a batch; an empty one adds nothing.
 
         Args:
-            predictions: Model outputs, any shape, in target units; of a grid, shape ``(..., d)``.
+            predictions: Model outputs, any shape, in target units; for a grid, shape ``(..., d)``.
             targets: Targets, same shape, in target units.
 
         Raises:
@@ -103,11 +103,11 @@ class RegionMetrics(Metric):
     ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
         """Draw the MAE in each bin over the target, as :meth:`balanced_sam.RegionReport.plot` does.
 
-        The samples of all processes count, as for ``compute``: each must call it.
+        The samples of all processes count, as for ``compute``: each process must call it.
 
         Args:
-            val: What ``compute`` or a call returned, or a list of it, one an epoch: draws the MAE
-                of each region instead, as other metrics draw their values.
+            val: What ``compute`` or a call returned, or a list with one such value for each epoch.
+                If it is given, the plot shows the MAE of each region instead, as other metrics do.
             ax: The axes to draw in; those of a new figure if None.
 
         Returns:
