@@ -278,7 +278,7 @@ def test_base_that_differentiates_the_gradients_is_answered_in_a_sentence() -> N
             p.grad = g
         return loss
 
-    with pytest.raises(RuntimeError, match="takes the gradients as they are, but Hessian"):
+    with pytest.raises(RuntimeError, match="only reads the gradients, but Hessian"):
         optimizer.step(closure)
     assert torch.equal(parameters[0], before)
 
