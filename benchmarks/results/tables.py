@@ -13,6 +13,7 @@ from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import families
+from benchmarks.results import label_noise as noise
 from benchmarks.results.intervals import differ_from_zero
 from benchmarks.results.results import Interval, Results, committed, place
 
@@ -112,6 +113,31 @@ def exponents(dataset: str) -> str:
             cells = [f"{point.exponent:g}", str(len(runs)), str(runs[0].recipe["epochs"])]
             cells += [f"{runs[0].passes:g}"]
             rows.append([title, *cells, *(f"{error:.{decimals}f}" for error in errors)])
+    return markdown(rows)
+
+
+def label_noise(method: str) -> str:
+    """Return the balanced error of weights alone and of a family at each level of label noise.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    runs = [
+        (name, level, results.by(metric=families.balanced_metric(name)))
+        for name in noise.measured()
+        for level, results in noise.by_level(name).items()
+    ]
+    found = [results.difference(method, families.BASIS, region="all") for *_, results in runs]
+    titles = [families.FAMILIES[m] for m in (families.BASIS, method)]
+    rows = [["Data set", "Label noise", *titles, "Difference"]]
+    for (name, level, results), ends, is_real in zip(
+        runs, found, differ_from_zero(found), strict=True
+    ):
+        dataset = get_dataset(name)
+        decimals = DECIMALS[results.metric]
+        means = [results.mean(m, region="all") for m in (families.BASIS, method)]
+        cells = [f"{level:g}", *(f"{mean:.{decimals}f}" for mean in means)]
+        difference = _difference_cell(ends, is_real, results.metric)
+        rows.append([f"{dataset.title} ({dataset.unit})", *cells, difference])
     return markdown(rows)
 
 
@@ -242,6 +268,7 @@ def fill(text: str) -> str:
         ),
         "pays": pays,
         "exponents": exponents,
+        "label_noise": label_noise,
         "costs": costs,
         "published": published,
         "tuning": tuning,

@@ -1,0 +1,30 @@
+"""Label noise: runs whose training targets are off by a Gaussian, and those that they stand beside.
+
+Each level is run with the settings that were chosen without noise::
+
+    python -m benchmarks run airports weighted bsam_weighted --set label_noise=100 \
+        --set exponent=1.0 --seeds 0 1 2 --records benchmarks/records/label_noise/100
+"""
+
+from benchmarks.experiment.record import COMMITTED
+from benchmarks.experiment.registry import dataset_names
+from benchmarks.results import families
+from benchmarks.results.results import Results
+
+FOLDER = COMMITTED / "label_noise"
+"""The records of each level, in a folder that it names, in target units."""
+
+
+def measured() -> list[str]:
+    """Return the data sets with records."""
+    return [name for name in dataset_names() if any(FOLDER.glob(f"*/{name}/*/seed-*.json"))]
+
+
+def by_level(dataset: str) -> dict[float, Results]:
+    """Return the results at the end of training by the level, the smallest first.
+
+    Those without noise are of the exponent that was chosen for weights alone.
+    """
+    levels = sorted({path.parents[1].name for path in FOLDER.glob(f"*/{dataset}/*")}, key=float)
+    clean = families.chosen(dataset, families.BASIS).results
+    return {0.0: clean} | {float(level): Results(dataset, FOLDER / level) for level in levels}

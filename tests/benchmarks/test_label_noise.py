@@ -1,0 +1,85 @@
+"""Runs with noise on the training targets, and the table that sets them beside those without."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiment.plan import plan
+from benchmarks.results import families, label_noise, tables
+from benchmarks.results.families import BASIS
+from tests.benchmarks.test_families import (
+    NAME,
+    Array,
+    Errors,
+    errors_of_basis,
+    forget,
+    write_family,
+    write_runs,
+)
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield a folder of runs of which BSAM's are better by the level of the noise."""
+    monkeypatch.setattr(families, "FOLDER", tmp_path / "exponents")
+    monkeypatch.setattr(label_noise, "FOLDER", tmp_path / "label_noise")
+    forget()
+    for method in (BASIS, "bsam_weighted"):
+        write_family(families.FOLDER, method, errors_of_basis)
+        for level in (200.0, 50.0, 1000.0):
+            write_runs(
+                label_noise.FOLDER / f"{level:g}",
+                method,
+                better_by(level / 10 if method == "bsam_weighted" else 0.0),
+                exponent=0.25,
+                label_noise=level,
+            )
+    yield tmp_path
+    forget()
+
+
+def better_by(gain: float) -> Errors:
+    def errors(exponent: float, seed: int, targets: Array) -> Array:
+        return errors_of_basis(exponent, seed, targets) - gain
+
+    return errors
+
+
+@pytest.mark.usefixtures("records")
+def test_levels_come_by_size_after_the_runs_without_noise() -> None:
+    assert label_noise.measured() == [NAME]
+    found = label_noise.by_level(NAME)
+    assert list(found) == [0, 50, 200, 1000]
+    for level, results in found.items():
+        for run in results.records[BASIS]:
+            assert run.recipe.get("label_noise", 0) == level
+            assert run.recipe["exponent"] == 0.25
+
+
+@pytest.mark.usefixtures("records")
+def test_the_table_has_the_difference_at_each_level() -> None:
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in tables.label_noise("bsam_weighted").splitlines()
+    ]
+    assert rows[0] == ["Data set", "Label noise", "Weights alone", "BSAM", "Difference"]
+    assert [row[1] for row in rows[2:]] == ["0", "50", "200", "1000"]
+    assert rows[2][4] == "+0.00 [+0.00, +0.00]"
+    assert rows[4][4] == "**−20.00 [−20.00, −20.00]**"
+    assert float(rows[4][2]) - float(rows[4][3]) == pytest.approx(20, abs=0.02)
+
+
+@pytest.mark.parametrize("name", label_noise.measured())
+def test_committed_runs_have_the_settings_that_were_chosen_without_noise(name: str) -> None:
+    levels = label_noise.by_level(name)
+    assert len(levels) == 4
+    for method in (BASIS, "bsam_weighted"):
+        exponent = families.chosen(name, method).exponent
+        for level, results in levels.items():
+            noise = {"label_noise": level} if level else {}
+            runs = results.records[method]
+            assert [run.seed for run in runs] == list(range(10))
+            for run in runs:
+                assert run.recipe == plan(name, method, {"exponent": exponent} | noise).description
+                assert run.provenance["dirty"] is False
