@@ -240,6 +240,17 @@ class RegionReport:
         by_bin: ``"count"``, ``"MAE"``, ``"GM"``, ``"RMSE"`` and ``"delta_1"`` of each bin, lists of
             the bins' shape; NaN for a bin without a sample.
         regions: The many-, medium- and few-shot bins.
+
+    Example:
+        >>> import torch
+        >>> from balanced_sam import ShotRegions, TargetBins, region_report
+        >>> regions = ShotRegions(TargetBins([0.0, 10.0, 20.0]), ["many", "few"])
+        >>> print(region_report(torch.tensor([6.0, 15.0]), torch.tensor([5.0, 11.0]), regions))
+        region  count    MAE     GM   RMSE  delta_1   bMAE
+        all         2  2.500  2.000  2.915    0.500  2.500
+        many        1  1.000  1.000  1.000    1.000  1.000
+        medium      0    nan    nan    nan      nan    nan
+        few         1  4.000  4.000  4.000    0.000  4.000
     """
 
     rows: dict[str, dict[str, float]]

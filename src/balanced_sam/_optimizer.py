@@ -263,6 +263,16 @@ class BalancedSAM(Optimizer):
             RuntimeError: If the call is made inside a pass, or if no step has used the gradients of
                 an earlier block, which are still there.
             ValueError: If no parameter has a gradient.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import BalancedSAM
+            >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+            >>> optimizer = BalancedSAM([w], torch.optim.SGD([w], lr=0.1), rho=0.5)
+            >>> w.norm().backward()
+            >>> with optimizer.perturbed():
+            ...     w.data
+            tensor([3.3000, 4.4000])
         """
         cycle = self._cycle
         cycle.check_outside("`perturbed()`")

@@ -79,6 +79,13 @@ class ShotRegions:
         References:
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Section 4.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import ShotRegions, TargetBins
+            >>> bins = TargetBins.uniform(0, 3, width=1)
+            >>> ShotRegions.from_counts(bins, torch.tensor([5, 50, 500]), few_below=60).labels
+            ('few', 'few', 'many')
         """
         check_bins(bins)
         check_counts(counts, bins.shape)
@@ -110,6 +117,13 @@ class ShotRegions:
         Raises:
             TypeError: If ``weights`` are not :class:`TargetWeights`.
             ValueError: If ``few_below > many_above``.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import ShotRegions, TargetWeights
+            >>> weights = TargetWeights.from_targets(torch.tensor([18] * 150 + [19] * 50))
+            >>> ShotRegions.from_weights(weights).labels
+            ('many', 'medium')
         """
         check_type("weights", weights, TargetWeights)
         return cls.from_counts(

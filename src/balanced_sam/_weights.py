@@ -166,6 +166,13 @@ class TargetWeights(nn.Module):
             UserWarning: If there is no ``smoothing`` and one of these holds: all weights are the
                 same though ``scheme`` is not 0; more than half of the bins of one target are empty;
                 a grid has more bins than there are samples.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import TargetWeights
+            >>> targets = torch.tensor([18, 19, 19, 19, 19, 20])
+            >>> TargetWeights.from_targets(targets, scheme="inv").bin_weights
+            tensor([2.0000, 0.5000, 2.0000])
         """
         if bins is None:
             bins = TargetBins.from_targets(targets)
@@ -221,6 +228,13 @@ class TargetWeights(nn.Module):
         References:
             Yang et al. (2021), `Delving into Deep Imbalanced Regression
             <https://arxiv.org/abs/2102.09554>`_, Sections 3.1 and 4.1.
+
+        Example:
+            >>> import torch
+            >>> from balanced_sam import TargetBins, TargetWeights
+            >>> bins = TargetBins.uniform(0, 3, width=1)
+            >>> TargetWeights.from_counts(bins, torch.tensor([16, 4, 1])).bin_weights
+            tensor([0.7500, 1.5000, 3.0000])
         """
         check_bins(bins)
         check_counts(counts, bins.shape)
