@@ -1,5 +1,7 @@
 """The pages that a reader meets first: what they show trains, and their weights are right."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,10 +31,11 @@ def test_index_loop_lowers_the_error_and_prints_the_report_by_region(
     [
         ["l1_loss(model(inputs), targets)\n"],
         ["from balanced_sam import TargetWeights"],
-        ["from balanced_sam import TargetWeights", "def closure"],
-        ["from balanced_sam import TargetWeights", "def closure", "optimizer.perturbed()"],
+        ["from balanced_sam import TargetWeights", "base = torch.optim.AdamW"],
+        ["from balanced_sam import TargetWeights", "optimizer.perturbed()"],
+        ["from balanced_sam import TargetWeights", "weighted_mean(l1_loss("],
     ],
-    ids=["as it stood", "weighted", "wrapped", "from another SAM"],
+    ids=["as it stood", "weighted", "wrapped", "from davda54/sam", "from pytorch_optimizer"],
 )
 def test_switch_loop_lowers_the_error(steps: list[str], open_page: OpenPage) -> None:
     page = open_page("switch")
@@ -47,6 +50,30 @@ def test_switch_loop_lowers_the_error(steps: list[str], open_page: OpenPage) -> 
     before = error(page["model"], *data)
     page.run(last)
     assert error(page["model"], *data) < before
+
+
+@pytest.mark.parametrize("ours", ["optimizer.perturbed()", "weighted_mean(l1_loss("])
+def test_switch_without_weights_takes_the_steps_of_another_sam(
+    ours: str, open_page: OpenPage
+) -> None:
+    page = open_page("switch")
+    theirs = page["model"]
+    page.names |= {"model": copy.deepcopy(theirs), "weights": torch.ones_like}
+    page.names["weighted_mean"] = weighted_mean
+    page.run(ours)
+    ends = page["model"]
+    page.names["model"] = theirs
+    page.run_elsewhere("from pytorch_optimizer import SAM")
+    for here, there in zip(ends.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(here, there)
+
+
+def test_switch_lets_every_bin_count_alike_as_oversampling_does(open_page: OpenPage) -> None:
+    page = open_page("switch").run("bins = TargetBins.uniform(0, 10, width=2)")
+    targets, losses = page["train_targets"], torch.rand(96)
+    index = page["bins"].index(targets)
+    expected = torch.stack([losses[index == k].mean() for k in index.unique()]).mean()
+    torch.testing.assert_close(weighted_mean(losses, page["weights"](targets)), expected)
 
 
 def test_several_targets_loop_lowers_the_error_with_a_weight_a_sample(
