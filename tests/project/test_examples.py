@@ -44,7 +44,7 @@ def run(folder: Path, *command: str) -> str:
         encoding="utf-8",
         check=False,
         cwd=folder,
-        timeout=120,
+        timeout=240,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
