@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -102,10 +102,12 @@ class BalancedSAM(Optimizer):
             has one pass.
         descent_context: Factory of a context manager around the second call, such as
             ``partial(frozen_running_stats, model)``. Not entered where the step has one pass.
+        options: None is taken: give ``lr`` and the like to the base optimizer.
 
     Raises:
         TypeError: If ``base_optimizer`` is neither an optimizer nor a callable, or needs a closure
-            itself; or if ``params`` holds something else than tensors.
+            itself; if ``params`` holds something else than tensors; or if there is an option of
+            the base.
         ValueError: If ``rho``, here or in a group, is negative or not finite; if the base has an
             option ``rho`` of its own; or if ``params`` is empty, or holds trainable tensors that
             the base does not train, or group dicts beside a built base.
@@ -137,7 +139,9 @@ class BalancedSAM(Optimizer):
         ascent_context: ContextFactory = nullcontext,
         descent_context: ContextFactory = nullcontext,
     ) -> None:
+        **options: NoReturn,
         rho = check_rho(rho)
+        _check_options(options)
         check_callable("ascent_context", ascent_context)
         check_callable("descent_context", descent_context)
         is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
@@ -499,6 +503,17 @@ _STEP_ALONE = (
 
 
 def _check_arguments(closure: object, ascent_closure: object, scaler: object) -> None:
+def _check_options(options: dict[str, NoReturn]) -> None:
+    """Raise if there are options, which other implementations of SAM hand on to the base."""
+    if options:
+        raise TypeError(
+            "Expected no options but `rho`, `ascent_context` and `descent_context`, but got "
+            f"{', '.join(options)}: give the base optimizer its own, as in "
+            "`BalancedSAM(params, partial(AdamW, lr=0.001))` or `BalancedSAM(params, base)` with "
+            "`base = AdamW(params, lr=0.001)`."
+        )
+
+
     """Raise if an argument of ``step`` is of the wrong type."""
     for name, value in (("closure", closure), ("ascent_closure", ascent_closure)):
         if value is not None:

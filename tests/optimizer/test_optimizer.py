@@ -866,6 +866,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"or a callable that makes one of `params`, but got list",
     ),
+    "options of the base": (
+        lambda: BalancedSAM([w], SGD, lr=0.1, momentum=0.9),  # type: ignore[arg-type]
+        TypeError,
+        r"but got lr, momentum: give the base optimizer its own, as in .*partial\(AdamW, lr=0\.001",
+    ),
     "LBFGS": (
         lambda: BalancedSAM([w], torch.optim.LBFGS),
         TypeError,
