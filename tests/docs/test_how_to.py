@@ -121,6 +121,62 @@ def test_training_loop_without_a_closure_takes_the_steps_of_that_with_one(
     assert are_equal(weights_of(manual["model"]), weights_of(with_closure["model"]))
 
 
+def test_table_becomes_vectors_scaled_by_the_training_rows(open_page: OpenPage) -> None:
+    page = open_page("how_to/tables").run()
+    assert page["inputs"].dtype == page["targets"].dtype == torch.float32
+    assert page["inputs"].shape == (200, 4)  # two numbers, and a column for each of two cities
+    of_training = page["inputs"][page["train"]]
+    assert torch.allclose(of_training.mean(dim=0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(of_training.std(dim=0), torch.ones(4), atol=1e-5)
+    assert page["weights"].counts.sum() == 120
+    inputs, targets = next(iter(page["loader"]))
+    assert (inputs.shape, targets.shape) == ((32, 4), (32,))
+
+
+def test_table_with_a_column_for_target_or_a_missing_one_is_an_error(open_page: OpenPage) -> None:
+    page = open_page("how_to/tables").run()
+    column = torch.tensor(page["frame"][["price"]].to_numpy("float32"))
+    assert column.shape == (200, 1)
+    with pytest.raises(ValueError, match="shape of `losses`"):
+        weighted_mean(torch.ones(200), page["weights"](column))
+    missing = torch.tensor([1.0, torch.nan, 3.0])
+    with pytest.raises(ValueError, match="finite"):
+        TargetWeights.from_targets(missing)
+
+
+def test_validation_set_is_balanced_and_leaves_the_rest_for_training(open_page: OpenPage) -> None:
+    page = open_page("how_to/validation").run()
+    bins, targets = page["bins"], page["targets"]
+    drawn, all_counts = bins.counts(targets[page["validation"]]), bins.counts(targets)
+    assert torch.equal(drawn, (all_counts // 3).clamp(max=10))
+    both = torch.cat([page["train"], page["validation"]])
+    assert torch.equal(both.sort().values, torch.arange(2000))
+    assert torch.equal(page["weights"].counts, all_counts - drawn)
+    assert page["regions"].mask(targets[page["validation"]], "few").sum() > 0
+
+
+@pytest.mark.parametrize("name", ["closure", "huber_closure"])
+def test_loss_of_another_kind_is_weighted_and_perturbs_by_rho_at_any_scale(
+    name: str, open_page: OpenPage
+) -> None:
+    page = open_page("how_to/losses").run()
+    model, optimizer = page["model"], page["optimizer"]
+    errors = (model(page["inputs"]) - page["targets"]).detach().abs()
+    huber = torch.where(errors < 2, errors**2 / 2, 2 * (errors - 1))
+    losses = errors**2 if name == "closure" else huber
+    expected = (losses * page["weights"](page["targets"])).mean()
+    assert torch.allclose(page[name]().detach(), expected)
+    start = weights_of(model)
+    for scale in (1, 100):
+        optimizer.zero_grad()
+        page[name]()
+        for parameter in model.parameters():
+            parameter.grad *= scale
+        with optimizer.perturbed():
+            moved = [p - q for p, q in zip(weights_of(model), start, strict=True)]
+        assert abs(nn.utils.get_total_norm(moved).item() - 0.05) < 1e-5
+
+
 def test_schedules_table_has_functions_that_do_as_it_says(open_page: OpenPage) -> None:
     page = open_page("how_to/schedules")
     table = re.findall(r"^\| (.+) \| `(lambda .+)` \|$", page.text, re.MULTILINE)
