@@ -394,7 +394,7 @@ def test_first_pass_on_a_part_takes_any_last_batch(size: int, open_page: OpenPag
 def test_checkpoint_loads_into_the_base_and_one_of_the_base_loads_here(
     open_page: OpenPage,
 ) -> None:
-    page = open_page("how_to/checkpoints").run()
+    page = open_page("how_to/checkpoints").run("LambdaRho(", "torch.load")
     optimizer = page["optimizer"]
     base = AdamW(page["model"].parameters())
     bare = base.state_dict()
@@ -405,6 +405,23 @@ def test_checkpoint_loads_into_the_base_and_one_of_the_base_loads_here(
     assert rho == 0.05 / 4
     optimizer.load_state_dict(bare)
     assert optimizer.param_groups[0]["rho"] == rho
+
+
+def test_checkpoint_brings_its_rho_and_a_run_resumed_with_another_goes_on_from_that(
+    open_page: OpenPage,
+) -> None:
+    page = open_page("how_to/checkpoints").run("LambdaRho(")
+    (group,) = page["optimizer"].param_groups
+    group["rho"] = group["initial_rho"] = 0.8
+    page.run("torch.load")
+    (group,) = page["optimizer"].param_groups
+    assert (group["rho"], group["initial_rho"]) == (0.05 / 4, 0.05)
+    page.run('group["rho"] =')
+    page["optimizer"].step(page["closure"])
+    assert group["rho"] == 0.1
+    page["lr_schedule"].step()
+    page["rho_schedule"].step()
+    assert group["rho"] == 0.1 * 2 / 4
 
 
 def test_some_parameters_perturbs_the_matrices_only_and_trains_all(open_page: OpenPage) -> None:
