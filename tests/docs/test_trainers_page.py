@@ -1,13 +1,16 @@
 """The page on trainers: its modules and loops train, and what it warns of comes true."""
 
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from tests.support.pages import OpenPage, Page
@@ -86,6 +89,64 @@ def test_lightning_logs_the_loss_at_w_only_behind_the_guard(is_guarded: bool, pa
         torch.testing.assert_close(logged, torch.stack(clean).mean())
     else:
         assert logged > torch.stack(clean).mean() + 0.01
+
+
+def test_lightning_logs_the_perturbed_loss_on_step_without_the_guard(page: Page) -> None:
+    losses: list[tuple[bool, float]] = []
+
+    class Unguarded(page["Regressor"]):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = page["balanced_loss"](self.model, *batch)
+            self.log("train_loss", loss)
+            losses.append((self.optimizers().is_perturbed, loss.item()))
+            return loss
+
+    logged = fit(Unguarded(page["model"]), page).callback_metrics["train_loss"].item()
+    assert losses[-1] == (True, logged)
+    assert losses[-2] != (False, logged)
+
+
+def validated(page: Page, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Return the trainer after two epochs with validation; checkpoints go to the folder."""
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=callbacks,
+    )
+    trainer.fit(page["ValidatedRegressor"](page["model"]), page["loader"], page["loader"])
+    return trainer
+
+
+def test_lightning_callbacks_monitor_a_region_and_write_files_into_no_folder(
+    page: Page, tmp_path: Path
+) -> None:
+    trainer = validated(page, tmp_path, page["callbacks"])
+    checkpoint, stopping = page["callbacks"]
+    assert stopping.best_score == checkpoint.best_model_score
+    (path,) = tmp_path.rglob("*.ckpt")
+    assert path.parent == tmp_path / "checkpoints"
+    assert re.fullmatch(r"[01]-few-\d\.\d\d\.ckpt", path.name)
+    assert trainer.current_epoch == 2
+
+
+def test_lightning_file_name_with_the_metric_inserted_makes_a_folder(
+    page: Page, tmp_path: Path
+) -> None:
+    filename = page["callbacks"][0].filename
+    validated(page, tmp_path, [ModelCheckpoint(monitor="few/MAE", filename=filename)])
+    (path,) = tmp_path.rglob("*.ckpt")
+    assert path.parent.parent == tmp_path / "checkpoints"
+
+
+def test_lightning_early_stopping_ends_at_a_region_without_samples(
+    page: Page, tmp_path: Path
+) -> None:
+    trainer = validated(page, tmp_path, [EarlyStopping("many/MAE", patience=10)])
+    assert trainer.current_epoch == 1
 
 
 def test_lightning_manual_step_alone_raises(page: Page) -> None:
