@@ -27,7 +27,7 @@ from balanced_sam import (
 )
 
 # The scheme of the weights and the radius; the radius is not tuned.
-METHODS = {"Vanilla": ("none", 0.0), "SQINV": ("sqinv", 0.0), "BSAM": ("sqinv", 0.03)}
+METHODS = {"Vanilla": ("none", 0.0), "SQINV": ("sqinv", 0.0), "BSAM": ("sqinv", 0.05)}
 
 
 def draw(samples: int) -> TensorDataset:

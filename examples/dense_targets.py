@@ -74,7 +74,7 @@ sqinv = TargetWeights.from_targets(train_depths, bins)
 equal = TargetWeights.from_targets(train_depths, bins, scheme="none")
 regions = ShotRegions.from_weights(sqinv, many_above=4000, few_below=1000)
 # The weights and the radius; the radius is not tuned.
-methods = {"Vanilla": (equal, 0.0), "SQINV": (sqinv, 0.0), "BSAM": (sqinv, 0.01)}
+methods = {"Vanilla": (equal, 0.0), "SQINV": (sqinv, 0.0), "BSAM": (sqinv, 0.05)}
 for name, (weights, rho) in methods.items():
     network = fit(train_images, train_depths, weights, rho)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from balanced_sam.torchmetrics import RegionMetrics
 
 Batch = list[Tensor]
 # The scheme of the weights and the radius; the radius is not tuned.
-METHODS = {"Vanilla": ("none", 0.0), "SQINV": ("sqinv", 0.0), "BSAM": ("sqinv", 0.03)}
+METHODS = {"Vanilla": ("none", 0.0), "SQINV": ("sqinv", 0.0), "BSAM": ("sqinv", 0.05)}
 
 
 class Regressor(pl.LightningModule):

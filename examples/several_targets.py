@@ -62,7 +62,7 @@ def fit(weights: TargetWeights, rho: float) -> nn.Module:
 
 
 # The weights and the radius; the radius is not tuned.
-methods = {"Vanilla": (equal, 0.0), "SQINV": (sqinv, 0.0), "BSAM": (sqinv, 0.03)}
+methods = {"Vanilla": (equal, 0.0), "SQINV": (sqinv, 0.0), "BSAM": (sqinv, 0.05)}
 for name, (weights, rho) in methods.items():
     with torch.no_grad():
         predictions = fit(weights, rho)(inputs[test])

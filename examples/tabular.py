@@ -68,9 +68,9 @@ def validation_error(network: nn.Module) -> float:
     return mean_absolute_error(predict(network, validation), targets[validation]).item()
 
 
-balanced = {rho: fit(sqinv, rho) for rho in (0.03, 0.1, 0.3)}
+balanced = {rho: fit(sqinv, rho) for rho in (0.025, 0.05, 0.1)}
 for rho, network in balanced.items():
-    print(f"rho {rho:<4}  validation MAE {validation_error(network):.2f}")
+    print(f"rho {rho:<5}  validation MAE {validation_error(network):.2f}")
 best = min(balanced, key=lambda rho: validation_error(balanced[rho]))
 
 networks = {

@@ -96,7 +96,8 @@ class BalancedSAM(Optimizer):
             the tensors to perturb. Other tensors of the base are trained but never perturbed.
         base_optimizer: A ``torch.optim.Optimizer``, or a callable that makes one of ``params``
             (a class, a ``functools.partial``).
-        rho: Radius of the perturbation, L2 norm in parameter space; the default of all groups.
+        rho: Radius of the perturbation, L2 norm in parameter space; the default of all groups. 0.05
+            is where to start; 0 is the base optimizer's own step, one pass.
         ascent_context: Factory of a context manager around the first call, such as
             ``model.no_sync`` for a perturbation per rank (m-sharpness). Not entered where the step
             has one pass.
@@ -121,13 +122,13 @@ class BalancedSAM(Optimizer):
         >>> import torch
         >>> from balanced_sam import BalancedSAM
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> optimizer = BalancedSAM([w], torch.optim.SGD([w], lr=0.1), rho=0.5)
+        >>> optimizer = BalancedSAM([w], torch.optim.SGD([w], lr=0.1), rho=0.05)
         >>> def closure():
         ...     loss = w.square().sum() / 2
         ...     loss.backward()
         ...     return loss
-        >>> optimizer.step(closure), w.data  # the gradient at w + eps is 1.1 w
-        (tensor(12.5000), tensor([2.6700, 3.5600]))
+        >>> optimizer.step(closure), w.data  # the gradient at w + eps is 1.01 w
+        (tensor(12.5000), tensor([2.6970, 3.5960]))
     """
 
     def __init__(
@@ -138,10 +139,10 @@ class BalancedSAM(Optimizer):
         rho: float = 0.05,
         ascent_context: ContextFactory = nullcontext,
         descent_context: ContextFactory = nullcontext,
-    ) -> None:
         **options: NoReturn,
-        rho = check_rho(rho)
+    ) -> None:
         _check_options(options)
+        rho = check_rho(rho)
         check_callable("ascent_context", ascent_context)
         check_callable("descent_context", descent_context)
         is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
@@ -502,7 +503,6 @@ _STEP_ALONE = (
 )
 
 
-def _check_arguments(closure: object, ascent_closure: object, scaler: object) -> None:
 def _check_options(options: dict[str, NoReturn]) -> None:
     """Raise if there are options, which other implementations of SAM hand on to the base."""
     if options:
@@ -514,6 +514,7 @@ def _check_options(options: dict[str, NoReturn]) -> None:
         )
 
 
+def _check_arguments(closure: object, ascent_closure: object, scaler: object) -> None:
     """Raise if an argument of ``step`` is of the wrong type."""
     for name, value in (("closure", closure), ("ascent_closure", ascent_closure)):
         if value is not None:

@@ -42,10 +42,10 @@ class LambdaRho(LambdaLR):
         >>> import torch
         >>> from balanced_sam import BalancedSAM, LambdaRho
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = BalancedSAM([w], torch.optim.SGD([w], lr=0.1), rho=0.4)
+        >>> optimizer = BalancedSAM([w], torch.optim.SGD([w], lr=0.1), rho=0.05)
         >>> schedule = LambdaRho(optimizer, lambda step: min(1.0, (step + 1) / 4))
         >>> optimizer.param_groups[0]["rho"]
-        0.1
+        0.0125
     """
 
     def __init__(
