@@ -36,7 +36,7 @@ html_theme_options = {
     "source_branch": "main",
     "source_directory": "docs/",
     # Plots are drawn dark on white: a dark page turns their brightness and keeps their hues.
-    "dark_css_variables": {"picture-filter": "invert(0.93) hue-rotate(180deg) brightness(1.3)"},
+    "dark_css_variables": {"picture-filter": "invert(0.9) hue-rotate(180deg) brightness(1.15)"},
 }
 html_math_renderer = "mathml"
 html_static_path = ["static"]

@@ -13,9 +13,9 @@ _RUNNING_STATS = ("running_mean", "running_var", "num_batches_tracked")
 
 @contextmanager
 def frozen_running_stats(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of every normalisation layer as they are while the block runs.
+    """Keep the running statistics of every normalization layer as they are while the block runs.
 
-    Layers still normalise with the statistics of their batch in training mode. In the block they
+    Layers still normalize with the statistics of their batch in training mode. In the block they
     update copies; afterwards, also after an exception, the very same buffers are back. Blocks may
     be nested. As ``descent_context`` it takes the statistics from the unperturbed pass only::
 
