@@ -180,11 +180,11 @@ runs["exponent 1.0, BSAM"] = fit(1.0, rho=0.05)
 compare()
 
 # %%
-# Read the last two rows together, as they took as many passes. A lower error on rare airports beside
-# a higher one on all is no gain but a trade, which a larger exponent makes without a second pass.
-# One seed, as here, shows how to compare, not what is better. :doc:`/pays` has five folds and two
-# seeds: on airports BSAM did not beat weights alone. So try exponents first, and BSAM if there is
-# time left; :doc:`/choose` is the procedure.
+# Read the last two rows together: both took the same number of passes. A lower error on rare
+# airports with a higher error on all is no gain but a trade: a larger exponent makes it without a
+# second pass. One seed, as here, shows how to compare, not what is better. :doc:`/pays` has five
+# folds and two seeds: on airports BSAM did not beat weights alone. So try exponents first, and BSAM
+# if there is time left; :doc:`/choose` is the procedure.
 #
 # The choice, on test data
 # ------------------------

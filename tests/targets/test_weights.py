@@ -426,7 +426,7 @@ def test_conversion_that_loses_a_weight_is_refused(
     weights = TargetWeights(unit_bins(PIXELS), PIXELS, bin_weights)
     before = weights.bin_weights
     with pytest.raises(
-        ValueError, match=rf"`bin_weights` to be .* in torch\.float16 too, but got values {message}"
+        ValueError, match=rf"`bin_weights` to stay .* in torch\.float16, but got values {message}"
     ):
         convert(weights)
     assert torch.equal(weights.bin_weights, before)
@@ -581,17 +581,17 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (
             lambda: TargetWeights(BINS, ONES, ONES.double() * 1e40),
             ValueError,
-            r"`bin_weights` to be .* in torch\.float32 too, but got values from 1e\+40 to 1e\+40",
+            r"`bin_weights` to stay .* in torch\.float32, but got values from 1e\+40 to 1e\+40",
         ),
         (
             lambda: TargetWeights(BINS, ONES, torch.tensor([1.0, 1e-50], dtype=torch.float64)),
             ValueError,
-            r"`bin_weights` to be .* in torch\.float32 too, but got values from 1e-50 to 1",
+            r"`bin_weights` to stay .* in torch\.float32, but got values from 1e-50 to 1",
         ),
         (
             lambda: TargetWeights.from_counts(BINS, torch.tensor([0, 1]), smoothing=sharp),
             ValueError,
-            r"`bin_weights` to be .* in torch\.float32 too",
+            r"`bin_weights` to stay .* in torch\.float32",
         ),
         (
             lambda: TargetWeights([0, 1, 2], ONES, ONES),
