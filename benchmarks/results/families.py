@@ -100,28 +100,32 @@ def chosen(dataset: str, method: str) -> Point:
 
 
 def settings_by_epochs(choices: dict[str, Any]) -> dict[int, Any]:
-    """Return by their epochs the settings with the exponent 1/2 that are else the best one's.
+    """Return for each number of epochs the best setting with the exponent 1/2, the fewest first.
 
     Args:
         choices: Of a method, as its data set's ``tuning.json`` has them.
     """
-    best = best_setting(choices)["recipe"]
-    others = best.keys() - {"epochs", "stage_epochs"}
-    wanted = {name: best[name] for name in others} | {"exponent": 0.5}
-    found = {
-        row["recipe"]["epochs"]: row
-        for row in choices.values()
-        if wanted.items() <= row["recipe"].items()
+    tried = {name: row for name, row in choices.items() if row["recipe"]["exponent"] == 0.5}
+    return {
+        epochs: best_setting(
+            {name: row for name, row in tried.items() if row["recipe"]["epochs"] == epochs}
+        )
+        for epochs in sorted({row["recipe"]["epochs"] for row in tried.values()})
     }
-    return {epochs: found[epochs] for epochs in sorted(found)}
 
 
 def best_setting(choices: dict[str, Any]) -> Any:
-    """Return the setting with the lowest balanced validation error at the end of training.
+    """Return the setting with the lowest balanced validation error at the end of training."""
+    return min(choices.values(), key=balanced_error)
+
+
+def balanced_error(setting: Any) -> float:
+    """Return a setting's balanced validation error at the end of training.
 
     Where every target is tested equally often, that is the error on all.
     """
-    return min(choices.values(), key=lambda row: row["last"].get("balanced", row["last"]["all"]))
+    error: float = setting["last"].get("balanced", setting["last"]["all"])
+    return error
 
 
 def measured(method: str) -> list[str]:

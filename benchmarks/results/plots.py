@@ -39,7 +39,6 @@ COLORS = {
     "bsam_weighted": "#D55E00",
 }
 OTHER_COLORS = ("#F0E442", "#000000", "#8B5A2B", "#7B68EE", "#2F4F4F")
-REGION_TITLES = {"all": "All targets", "few": "Few-shot targets"}
 SHADES = {"many": "#ffffff", "medium": "#ececec", "few": "#d4d4d4"}
 
 
@@ -134,40 +133,39 @@ def trade(*names: str) -> Figure:
 
 
 def error_and_epochs(*names: str) -> Figure:
-    """Return pictures of the validation error at the end of training against the epochs.
+    """Return pictures of the balanced validation error at the end of training against the epochs.
 
-    Of each family the settings with the exponent 1/2 that are else the best one's.
+    For each number of epochs the best setting of a family with the exponent 1/2.
 
     Args:
-        names: Of the data sets, a row of panels each: all targets, and few-shot ones.
+        names: Of the data sets, a panel each.
     """
     figure, panels = plt.subplots(
-        len(names), 2, figsize=(8, 2.8 * len(names)), squeeze=False, layout="constrained"
+        1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, layout="constrained"
     )
-    for row, name in zip(panels, names, strict=True):
+    for axes, name in zip(panels[0], names, strict=True):
         dataset = get_dataset(name)
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-        for axes, region in zip(row, ("all", "few"), strict=True):
-            ticks = set()
-            for method, title in families.FAMILIES.items():
-                if method not in choices:
-                    continue
-                settings = families.settings_by_epochs(choices[method])
-                ticks |= settings.keys()
-                axes.plot(
-                    list(settings),
-                    [setting["last"][region] for setting in settings.values()],
-                    marker="o",
-                    markersize=4,
-                    color=COLORS[method],
-                    label=title,
-                )
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
-            axes.minorticks_off()
-            axes.set_title(f"{dataset.title}: {REGION_TITLES[region].lower()}", fontsize=10)
-            axes.set_xlabel("Epochs")
-        row[0].set_ylabel(f"Validation {dataset.metrics[0]} ({dataset.unit})")
+        ticks = set()
+        for method, title in families.FAMILIES.items():
+            if method not in choices:
+                continue
+            settings = families.settings_by_epochs(choices[method])
+            ticks |= settings.keys()
+            axes.plot(
+                list(settings),
+                [families.balanced_error(setting) for setting in settings.values()],
+                marker="o",
+                markersize=4,
+                color=COLORS[method],
+                label=title,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+        axes.minorticks_off()
+        axes.set_title(dataset.title, fontsize=10)
+        axes.set_xlabel("Epochs")
+        axes.set_ylabel(f"Validation {families.balanced_metric(name)} ({dataset.unit})")
     _common_legend(figure)
     return figure
 
