@@ -147,11 +147,12 @@ def test_table_with_a_column_for_target_or_a_missing_one_is_an_error(open_page: 
 def test_validation_set_is_balanced_and_leaves_the_rest_for_training(open_page: OpenPage) -> None:
     page = open_page("how_to/validation").run()
     bins, targets = page["bins"], page["targets"]
-    drawn, all_counts = bins.counts(targets[page["validation"]]), bins.counts(targets)
-    assert torch.equal(drawn, (all_counts // 3).clamp(max=10))
-    both = torch.cat([page["train"], page["validation"]])
-    assert torch.equal(both.sort().values, torch.arange(2000))
-    assert torch.equal(page["weights"].counts, all_counts - drawn)
+    drawn, counts = (bins.counts(targets[page[name]]) for name in ("validation", "others"))
+    assert torch.equal(drawn, (counts // 3).clamp(max=10))
+    parts = torch.cat([page[name] for name in ("train", "validation", "test")])
+    assert torch.equal(parts.sort().values, torch.arange(2000))
+    assert len(page["test"]) == 400
+    assert torch.equal(page["weights"].counts, counts - drawn)
     assert page["regions"].mask(targets[page["validation"]], "few").sum() > 0
 
 
