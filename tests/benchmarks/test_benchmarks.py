@@ -335,7 +335,7 @@ def test_a_broken_record_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.7}, r"share their lr of vanilla, but got \['0.3', '0.7'\]"),
+        ({"lr": 0.7}, r"share their lr of vanilla, but got \['0.075', '0.7'\]"),
         ({"label_noise": 5.0}, r"share their label_noise, but got \['5.0', 'None'\]"),
         ({"exponent": 1.0}, r"share their exponent of vanilla, but got \['1.0', 'None'\]"),
     ],

@@ -16,11 +16,11 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
     main([*command, "--batch-size", "512", "--steps", "1", "--rounds", "2"])
     record = json.loads((tmp_path / "rotated_digits" / "cost.json").read_text())
     methods = record["methods"]
-    rrt = plan("rotated_digits", "rrt")
+    rrt, bsam = (plan("rotated_digits", method) for method in ("rrt", "bsam"))
     assert {name: row["passes"] for name, row in methods.items()} == {
         "sqinv": 1,
         "rrt": 1 + rrt.constants["retrain_epochs"] / rrt.recipe.epochs,
-        "bsam": 2,
+        "bsam": 2 * bsam.recipe.epochs / rrt.recipe.epochs,
         "bsam_quarter": 1.25,
     }
     assert record["batch_size"] == 512

@@ -1,7 +1,5 @@
 """The pages that a reader meets first: what they show trains, and their weights are right."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,22 +48,6 @@ def test_switch_loop_lowers_the_error(steps: list[str], open_page: OpenPage) -> 
     before = error(page["model"], *data)
     page.run(last)
     assert error(page["model"], *data) < before
-
-
-@pytest.mark.parametrize("ours", ["optimizer.perturbed()", "weighted_mean(l1_loss("])
-def test_switch_without_weights_takes_the_steps_of_another_sam(
-    ours: str, open_page: OpenPage
-) -> None:
-    page = open_page("switch")
-    theirs = page["model"]
-    page.names |= {"model": copy.deepcopy(theirs), "weights": torch.ones_like}
-    page.names["weighted_mean"] = weighted_mean
-    page.run(ours)
-    ends = page["model"]
-    page.names["model"] = theirs
-    page.run_elsewhere("from pytorch_optimizer import SAM")
-    for here, there in zip(ends.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(here, there)
 
 
 def test_switch_lets_every_bin_count_alike_as_oversampling_does(open_page: OpenPage) -> None:

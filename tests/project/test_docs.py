@@ -75,7 +75,7 @@ def test_page_shows_python_only_in_blocks_that_are_run(page: Path) -> None:
     other |= {"{dropdown}", "{glossary}", "{grid}", "{grid-item-card}", "{tab-set}", "{tab-item}"}
     other |= {"sh"}
     if page.stem == "switch":
-        # The code of other libraries; a test of its own runs that of pytorch_optimizer.
+        # The code of other libraries, which are not installed.
         other |= {"{code-block}"}
     directives = {fence.split("}")[0] + "}" if fence.startswith("{") else fence for fence in fences}
     assert directives <= run | other

@@ -7,7 +7,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(
-    r"^```\{(?P<kind>[\w-]+)\}(?: python)?\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$",
+    r"^```\{(?P<kind>\w+)\}\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -32,11 +32,6 @@ class Page:
         """Run the blocks that have some of these words, or all blocks, and return the page."""
         for word in words or ("",):
             assert self._run("testcode", word), f"No block of {self.path.name} has {word!r}."
-        return self
-
-    def run_elsewhere(self, word: str) -> "Page":
-        """Run the blocks of another library's code that have the word, and return the page."""
-        assert self._run("code-block", word), f"No such block of {self.path.name} has {word!r}."
         return self
 
     def clean_up(self) -> None:
