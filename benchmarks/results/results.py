@@ -56,7 +56,7 @@ class Results:
         self.name = name
         self.root = root
         self.dataset = get_dataset(name)
-        self.selection = selection
+        self.selection = self._checked(selection)
         self.metric = metric or self.dataset.metrics[0]
         self.records: dict[str, list[Record]] = read_records(root, name)
         # By method, region, selection and metric; all that `by` returns share it.
@@ -65,19 +65,23 @@ class Results:
     def by(self, *, selection: str = "", metric: str = "") -> "Results":
         """Return the same runs by another selection or metric."""
         results = copy.copy(self)
-        results.selection = selection or self.selection
+        results.selection = self._checked(selection or self.selection)
         results.metric = metric or self.metric
         return results
+
+    def _checked(self, selection: str) -> str:
+        """Return a selection, or raise if no network of the data set is tested by it."""
+        if selection not in self.dataset.selections:
+            raise ValueError(
+                f"Expected one of the selections {list(self.dataset.selections)} of {self.name}, "
+                f"but got {selection!r}."
+            )
+        return selection
 
     @property
     def methods(self) -> list[str]:
         """The methods that have records, in the order of the tables."""
         return sorted(self.records, key=place)
-
-    @property
-    def selections(self) -> set[str]:
-        """The selections that some run has."""
-        return {name for runs in self.records.values() for run in runs for name in run.results}
 
     def seeds(self, *methods: str) -> list[int]:
         """Return the seeds of which all these methods have a record."""

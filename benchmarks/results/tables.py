@@ -232,7 +232,7 @@ def report(results: Results) -> str:
     else:
         parts += [f"No records in {results.root / name}."]
     for selection, words in SELECTIONS.items():
-        if selection not in results.selections:
+        if not runs or selection not in dataset.selections:
             continue
         for metric in dataset.metrics:
             of_metric = results.by(selection=selection, metric=metric)

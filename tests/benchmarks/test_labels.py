@@ -69,3 +69,8 @@ def test_effective_sample_fraction_is_one_for_equal_weights() -> None:
 def test_a_picture_without_records_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"Expected records of one of \['sam'\] in"):
         main(["plot", "rotated_digits", "--methods", "sam", "--records", str(tmp_path)])
+
+
+def test_a_picture_of_an_epoch_that_is_not_tested_says_so() -> None:
+    with pytest.raises(SystemExit, match=r"\['last_epoch'\] of rotated_digits, but got 'best_val"):
+        main(["plot", "rotated_digits", "--selection", "best_validation"])

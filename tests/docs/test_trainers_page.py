@@ -27,18 +27,22 @@ def page(open_page: OpenPage) -> Iterator[Page]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def fit(module: pl.LightningModule, page: Page, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+QUIET = {
+    "max_epochs": 1,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def fit(
+    module: pl.LightningModule, page: Page, *, validates: bool = False, **options: Any
+) -> pl.Trainer:
+    trainer = pl.Trainer(**(QUIET | options))
     module.model.zero_grad()
-    trainer.fit(module, page["loader"])
+    trainer.fit(module, page["loader"], page["loader"] if validates else None)
     return trainer
 
 
@@ -108,17 +112,15 @@ def test_lightning_logs_the_perturbed_loss_on_step_without_the_guard(page: Page)
 
 def validated(page: Page, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Return the trainer after two epochs with validation; checkpoints go to the folder."""
-    trainer = pl.Trainer(
+    return fit(
+        page["ValidatedRegressor"](page["model"]),
+        page,
+        validates=True,
         max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
         default_root_dir=folder,
         callbacks=callbacks,
     )
-    trainer.fit(page["ValidatedRegressor"](page["model"]), page["loader"], page["loader"])
-    return trainer
 
 
 def test_lightning_callbacks_monitor_a_region_and_write_files_into_no_folder(
@@ -147,6 +149,15 @@ def test_lightning_early_stopping_ends_at_a_region_without_samples(
 ) -> None:
     trainer = validated(page, tmp_path, [EarlyStopping("many/MAE", patience=10)])
     assert trainer.current_epoch == 1
+
+
+def test_lightning_checkpoint_of_a_region_without_samples_is_that_of_the_first_epoch(
+    page: Page, tmp_path: Path
+) -> None:
+    trainer = validated(page, tmp_path, [ModelCheckpoint(monitor="many/MAE", filename="{epoch}")])
+    assert trainer.current_epoch == 2
+    (path,) = tmp_path.rglob("*.ckpt")
+    assert path.name == "epoch=0.ckpt"
 
 
 def test_lightning_manual_step_alone_raises(page: Page) -> None:
