@@ -26,6 +26,8 @@ from benchmarks.results.results import Results
 
 Array = NDArray[np.float64]
 WINDOW = 5
+ACROSS = 3
+"""Panels in a row, which a page shows large enough to read."""
 METHODS = ("vanilla", "sqinv", "sam", "bsam")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {
@@ -97,10 +99,8 @@ def trade(*names: str) -> Figure:
     Args:
         names: Of the data sets, a panel each.
     """
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(4 * len(names), 3.6), squeeze=False, layout="constrained"
-    )
-    for axes, name in zip(panels[0], names, strict=True):
+    figure = _panels(len(names))
+    for axes, name in zip(figure.axes, names, strict=True):
         dataset = get_dataset(name)
         for method, title in families.FAMILIES.items():
             points = families.curve(name, method)
@@ -127,7 +127,8 @@ def trade(*names: str) -> Figure:
         axes.margins(0.1)
         axes.set_title(dataset.title, fontsize=10)
         axes.set_xlabel(f"All targets, {dataset.metrics[0]} ({dataset.unit})")
-    panels[0][0].set_ylabel(f"Few-shot targets, {dataset.metrics[0]}")
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(f"Few-shot targets, {dataset.metrics[0]}")
     _common_legend(figure)
     return figure
 
@@ -140,10 +141,8 @@ def error_and_epochs(*names: str) -> Figure:
     Args:
         names: Of the data sets, a panel each.
     """
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, layout="constrained"
-    )
-    for axes, name in zip(panels[0], names, strict=True):
+    figure = _panels(len(names))
+    for axes, name in zip(figure.axes, names, strict=True):
         dataset = get_dataset(name)
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
         ticks = set()
@@ -175,6 +174,18 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
+
+
+def _panels(count: int) -> Figure:
+    """Return a figure of so many panels, in rows of three at most."""
+    columns = min(count, ACROSS)
+    rows = -(-count // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
+    )
+    for surplus in panels.flat[count:]:
+        surplus.remove()
+    return figure
 
 
 def _common_legend(figure: Figure) -> None:
