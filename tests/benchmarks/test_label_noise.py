@@ -18,7 +18,7 @@ from tests.benchmarks.test_families import (
     write_runs,
 )
 
-MEASURED = ("airports",)
+MEASURED = ("airports", "melting_points")
 
 
 @pytest.fixture
