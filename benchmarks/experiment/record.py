@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 COMMITTED = Path(__file__).parents[1] / "records"
 
@@ -41,7 +42,7 @@ class Record:
     """How long the epochs took, their validation included."""
     provenance: dict[str, Any]
     samples: dict[str, list[Any]] = field(default_factory=dict)
-    """Of each test sample the target and, by selection, what it adds (``training.evaluation``)."""
+    """Of each test sample its bin and, by selection, what it adds (``training.evaluation``)."""
 
 
 def record_path(root: Path, dataset: str, method: str, seed: int) -> Path:
@@ -72,9 +73,22 @@ def write_json(path: Path, value: Any) -> None:
 def write_record(path: Path, record: Record) -> None:
     """Write a record, its samples first: where there is a record there are its samples."""
     values = asdict(record)
+    columns = {name: _compact(np.array(column)) for name, column in values.pop("samples").items()}
     with draft_of(samples_path(path)) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **values.pop("samples"))
+        np.savez_compressed(file, **columns)
+    # A column an entry: the names of the entries are longer than their values.
+    rows = values["history"]
+    values["history"] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     write_json(path, values)
+
+
+def _compact(column: NDArray[Any]) -> NDArray[Any]:
+    """Return equal values as the smallest integers that hold them, if all are whole."""
+    limits = np.iinfo(np.int32)
+    if not np.all((limits.min <= column) & (column <= limits.max) & (column == np.rint(column))):
+        return column
+    ends = [np.min_scalar_type(int(end)) for end in (column.min(), column.max())]
+    return column.astype(np.result_type(*ends))
 
 
 def read_record(path: Path) -> Record:
@@ -82,8 +96,11 @@ def read_record(path: Path) -> Record:
     try:
         with np.load(samples_path(path)) as columns:
             samples = {name: column.tolist() for name, column in columns.items()}
-        return Record(**json.loads(path.read_text()), samples=samples)
-    except (AttributeError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        values = json.loads(path.read_text())
+        history = values.pop("history")
+        rows = [dict(zip(history, row, strict=True)) for row in zip(*history.values(), strict=True)]
+        return Record(**values, history=rows, samples=samples)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"Expected a record in {path}, but could not read one: {error}") from None
 
 

@@ -153,7 +153,7 @@ class Results:
                 ]
                 sums, counts = np.stack([of_samples for of_samples, _ in pairs]), pairs[0][1]
                 if self.metric == "bMAE":
-                    bins = sample_bins(runs[of_fold[0]], self.dataset)
+                    bins = sample_bins(runs[of_fold[0]])
                     drawn[:, of_fold] = balanced_on_draws(sums, counts, bins, fold=fold)
                 else:
                     drawn[:, of_fold] = metric_on_draws(sums, counts, metric=self.metric, fold=fold)

@@ -1,9 +1,9 @@
 """What the predictions for a test set leave in a record, and what a table reads from it.
 
 The test set passes batch by batch and is not kept: sums per region and per bin, and of each sample
-what the bootstrap needs to draw samples again. Of a vector of targets that is the prediction; of a
-depth map, for each region, how many pixels count, the sum of their squared errors and the number
-within a factor of 1.25.
+what the bootstrap needs to draw samples again. Of a vector of targets that is the error and the bin
+of the target; of a depth map, for each region, how many pixels count, the sum of their squared
+errors and the number within a factor of 1.25.
 """
 
 import math
@@ -42,16 +42,16 @@ class Evaluation:
         if is_map(targets, self._dataset):
             sample = self._sums_per_map(predictions, targets)
         else:
-            sample = {"predictions": predictions, "targets": targets}
+            sample = self._errors(predictions[counted], targets[counted])
         # As Python's numbers: small tensors that stay between large ones that go would keep the
         # allocator from giving those back.
         for name, values in sample.items():
             self._samples.setdefault(name, []).extend(values.tolist())
 
     def samples(self, selection: str) -> dict[str, list[Any]]:
-        """Return of each sample its target, or how many it has, and what it adds to the metrics."""
+        """Return of each sample its bin or number of targets, and what it adds to metrics."""
         return {
-            name if name in ("targets", "counts") else f"{selection}.{name}": self._column(name)
+            name if name in ("bins", "counts") else f"{selection}.{name}": self._column(name)
             for name in self._samples
         }
 
@@ -70,11 +70,14 @@ class Evaluation:
     def _column(self, name: str) -> list[Any]:
         """Return an entry of all samples, rounded to what matters."""
         values = np.array(self._samples[name])
-        digits = _decimals(self._dataset.bins) if name == "predictions" else 3
-        rounded = values if name == "counts" else values.round(digits)
         of_maps = name in ("counts", *_MAP_METRICS.values())
-        column: list[Any] = (rounded.T if of_maps else rounded).tolist()
+        column: list[Any] = (values.round(3).T if of_maps else values).tolist()
         return column
+
+    def _errors(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the error of each sample, in whole resolutions, and the bin of its target."""
+        errors = (predictions.double() - targets) / resolution(self._dataset.bins)
+        return {"errors": errors.round(), "bins": self._dataset.bins.index(targets)}
 
     def _sums_per_map(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return each map's pixels, squared errors and hits per region, shapes ``(N, 3)``."""
@@ -95,11 +98,15 @@ class Evaluation:
         return {name: values.sum((-2, -1)).t() for name, values in of_regions.items()}
 
 
-def _decimals(bins: Bins) -> int:
-    """Return how many decimals tell a thousandth of the narrowest bin, at most three."""
+def resolution(bins: Bins) -> float:
+    """Return the power of ten, in target units, in which the errors of samples are kept.
+
+    It is at most a thousandth of the narrowest bin, from 0.001 to 1.
+    """
     axes = bins.axes if isinstance(bins, TargetGrid) else (bins,)
     narrowest = min(float(axis.edges.diff().min()) for axis in axes)
-    return min(3, max(0, 3 - math.floor(math.log10(narrowest))))
+    decimals: int = min(3, max(0, 3 - math.floor(math.log10(narrowest))))
+    return 10.0**-decimals
 
 
 def is_map(targets: Tensor, dataset: Dataset) -> bool:
@@ -136,26 +143,25 @@ def sample_sums(
         counts = np.array(record.samples["counts"], dtype=float)
         sums = np.array(record.samples[f"{selection}.{_MAP_METRICS[metric]}"], dtype=float)
         return sums[rows].sum(axis=0), counts[rows].sum(axis=0)
-    targets = np.array(record.samples["targets"])
-    errors = np.abs(np.array(record.samples[f"{selection}.predictions"]) - targets)
-    errors = errors.reshape(len(targets), -1)  # one column an output
-    counted = np.ones(len(targets), dtype=bool)
+    bins = sample_bins(record)
+    errors = np.abs(np.array(record.samples[f"{selection}.errors"])).reshape(len(bins), -1)
+    counted = np.ones(len(bins), dtype=bool)
     if region != "all":
-        counted = dataset.regions.mask(torch.from_numpy(targets), region).numpy()
-    sums = np.where(counted, _of_errors(errors, metric).mean(axis=1), 0.0)
-    return sums, counted.astype(float)
+        counted = dataset.regions.bin_mask(region).flatten().numpy()[bins]
+    # One column an output.
+    of_errors = _of_errors(errors, metric, resolution(dataset.bins)).mean(axis=1)
+    return np.where(counted, of_errors, 0.0), counted.astype(float)
 
 
-def sample_bins(record: Record, dataset: Dataset) -> NDArray[np.int64]:
+def sample_bins(record: Record) -> NDArray[np.int64]:
     """Return the bin of the target of each test sample, shape ``(N,)``."""
-    targets = torch.tensor(record.samples["targets"], dtype=torch.float64)
-    bins: NDArray[np.int64] = dataset.bins.index(targets).numpy()
-    return bins
+    return np.array(record.samples["bins"], dtype=np.int64)
 
 
-def _of_errors(errors: Array, metric: str) -> Array:
+def _of_errors(errors: Array, metric: str, unit: float) -> Array:
+    """Return what errors, in ``unit``, add to a metric."""
     if metric == "GM":
-        # Stored with three decimals: an error of 0 stands for one below half of that.
-        logarithms: Array = np.log(np.maximum(errors, 5e-4))
+        # An error that was rounded to 0 stands for one below half a unit.
+        logarithms: Array = np.log(np.maximum(errors, 0.5) * unit)
         return logarithms
-    return np.square(errors) if metric == "RMSE" else errors
+    return np.square(errors * unit) if metric == "RMSE" else errors * unit

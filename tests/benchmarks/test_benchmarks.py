@@ -143,10 +143,10 @@ def test_the_samples_of_a_record_give_its_metrics(quick: tuple[str, Path], tmp_p
                 of_mean = {"GM": math.exp, "RMSE": math.sqrt}.get(metric, float)
                 value = of_mean(sums.sum() / counts.sum())
                 if metric == "bMAE":
-                    bins, counted = sample_bins(record, dataset), counts > 0
+                    bins, counted = sample_bins(record), counts > 0
                     of_bins = [sums[counted & (bins == k)] for k in set(bins[counted].tolist())]
                     value = np.mean([of_bin.mean() for of_bin in of_bins]).item()
-                # Predictions are stored to a thousandth of a bin.
+                # Errors are stored to a thousandth of a bin.
                 assert row[metric] == pytest.approx(value, rel=1e-2, abs=1e-3)
 
 
@@ -259,6 +259,34 @@ def a_record(**changes: Any) -> Record:
         provenance={"precision": "32-true"},
     )
     return dataclasses.replace(record, **changes)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ([0, 255], "uint8"),
+        ([-1.0, 255.0], "int16"),
+        ([-70000.0, 3.0], "int32"),
+        ([[0, 1], [2, 3]], "uint8"),
+        ([0.5, 3.0], "float64"),
+        ([math.inf, 3.0], "float64"),
+        ([1e12, 3.0], "float64"),
+    ],
+)
+def test_samples_come_back_as_they_were_and_whole_ones_take_few_bytes(
+    column: list[Any], kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "seed-0.json"
+    write_record(path, a_record(samples={"bins": column}))
+    assert read_record(path).samples == {"bins": column}
+    with np.load(path.with_suffix(".npz")) as columns:
+        assert columns["bins"].dtype == kind
+
+
+def test_a_history_comes_back_as_it_was(tmp_path: Path) -> None:
+    for history in ([], [{"stage": 0, "loss": 2.5}, {"stage": 1, "loss": None}]):
+        write_record(tmp_path / "seed-0.json", a_record(history=history))
+        assert read_record(tmp_path / "seed-0.json").history == history
 
 
 def test_a_record_of_which_the_samples_are_gone_is_an_error(tmp_path: Path) -> None:
