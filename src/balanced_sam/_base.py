@@ -16,7 +16,7 @@ Groups = list[dict[str, Any]]
 
 
 def check_base(base: object, rho: float) -> None:
-    """Raise if ``base`` cannot descend for us; leave it as it is."""
+    """Raise if ``base`` cannot be the base optimizer; do not change it."""
     name = type(base).__name__
     if not (
         isinstance(base, Optimizer) and hasattr(base, "param_groups") and hasattr(base, "state")
@@ -41,7 +41,7 @@ def check_base(base: object, rho: float) -> None:
 
 
 def complete(base: Optimizer) -> None:
-    """Give the base what ``Optimizer.__init__`` makes, where a wrapper never called it."""
+    """Add what ``Optimizer.__init__`` sets to the base, if a wrapper never called it."""
     if not hasattr(base, "defaults"):
         base.defaults = {}
     for name in HOOKS:
@@ -56,10 +56,10 @@ def complete(base: Optimizer) -> None:
 
 
 class LeftOut:
-    """The tensors that a built base trains and that are never perturbed, as ``params`` lacks them.
+    """The tensors that a built base trains but that are never perturbed: those not in ``params``.
 
-    One that comes to the groups later is perturbed, unless it stands where one stood that is gone:
-    so does the shard that a trainer puts in a parameter's place.
+    A tensor that is added to the groups later is perturbed, unless it replaces a tensor that is
+    left out, as the shard of a trainer replaces a parameter.
     """
 
     def __init__(self, out: list[Tensor], groups: Groups) -> None:
@@ -96,7 +96,7 @@ class LeftOut:
         return cls([p for i, p in trained.items() if i not in given], base.param_groups)
 
     def tensors(self, groups: Groups) -> list[Tensor]:
-        """Return those that are left out, after what has happened to the groups since."""
+        """Return the tensors that are left out, updated for changes to the groups."""
         if not self._out:
             return []
         rows = [list(group["params"]) for group in groups]

@@ -17,7 +17,7 @@ def frozen_running_stats(module: nn.Module) -> Iterator[None]:
 
     Layers still normalize with the statistics of their batch in training mode. In the block they
     update copies; afterwards, also after an exception, the very same buffers are back. Blocks may
-    be nested. As ``descent_context`` it takes the statistics from the unperturbed pass only::
+    be nested. As ``descent_context``, it lets only the unperturbed pass update the statistics::
 
         BalancedSAM(..., descent_context=partial(frozen_running_stats, model))
 

@@ -32,8 +32,8 @@ class TargetBins:
 
     Float targets need no rounding: the edges are compared in the targets' own dtype, so that the
     float32 value ``0.7`` lies in the bin that starts at ``0.7``. Some bins are too fine for a
-    dtype, such as the minutes of a timestamp in float32: using them with such targets is an error.
-    Values outside the range belong to the first or the last bin.
+    dtype: float32 cannot tell apart the minutes of a timestamp. Using such bins with targets of
+    that dtype is an error. Values outside the range belong to the first or the last bin.
 
     Args:
         edges: The ``B + 1`` edges, finite and strictly increasing, in target units.
@@ -73,7 +73,7 @@ class TargetBins:
             dtype: len(self._edges) - len(set(self.edges.to(dtype).tolist()))
             for dtype in (torch.float32, torch.float16, torch.bfloat16)
         }
-        # The interior edges as tensors, one a (device, dtype) met so far: a later `index` on that
+        # The interior edges as tensors, one per (device, dtype) so far: a later `index` on that
         # device copies nothing from the host.
         self._interior: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -92,7 +92,7 @@ class TargetBins:
         Raises:
             TypeError: If an argument is not a number.
             ValueError: If ``width`` is not positive and finite or does not divide the range, or
-                divides it into more than 100 000 bins.
+                divides it into more than 100,000 bins.
 
         Example:
             >>> from balanced_sam import TargetBins
@@ -128,17 +128,17 @@ class TargetBins:
 
     @classmethod
     def from_targets(cls, targets: Tensor, bins: int | Rule = "auto") -> "TargetBins":
-        """Return bins of equal width that cover all targets, as :func:`numpy.histogram` has them.
+        """Return bins of equal width that cover all targets, like those of :func:`numpy.histogram`.
 
         If all targets are whole numbers, of an integer or a float dtype, the edges lie midway
         between whole numbers. Each bin covers equally many of them; the last may cover fewer.
 
         Args:
             targets: Training targets of any shape, in target units, finite.
-            bins: The number of bins (for whole numbers, at most so many), or the name of a rule of
-                :func:`numpy.histogram_bin_edges`. ``"auto"`` copes with a heavy tail, and with
-                most targets being one value; ``"fd"`` copes with neither. A rule takes the
-                targets for independent samples: for pixels or steps of a sequence give a number.
+            bins: The number of bins (an upper limit for whole numbers), or the name of a rule of
+                :func:`numpy.histogram_bin_edges`. ``"auto"`` copes with a heavy tail, and with most
+                targets being one value; ``"fd"`` copes with neither. A rule assumes independent
+                samples: for pixels or steps of a sequence, give a number.
 
         Returns:
             The bins; one if all targets are the same.
@@ -147,8 +147,8 @@ class TargetBins:
             TypeError: If ``targets`` is not a tensor of real numbers, or ``bins`` neither a number
                 nor a name.
             ValueError: If ``targets`` is empty, not finite or of shape ``(N, d)`` with several
-                targets a sample; or if there would be no bin, more than 100 000, or bins that the
-                dtype of ``targets`` does not tell apart.
+                targets per sample; or if ``bins`` gives no bin, more than 100,000 bins, or bins
+                that are too fine for the dtype of ``targets``.
 
         Example:
             >>> import torch
@@ -225,7 +225,7 @@ class TargetBins:
 
         Raises:
             ValueError: If ``targets`` is empty, holds NaN or infinity or is of shape ``(N, d)``
-                with several targets a sample, or its dtype does not tell all edges apart.
+                with several targets per sample, or its dtype does not tell all edges apart.
         """
         check_finite("targets", targets)
         check_one_target("targets", targets)

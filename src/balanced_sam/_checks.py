@@ -66,7 +66,7 @@ def check_finite(name: str, values: Tensor) -> None:
 
 
 def check_one_target(name: str, values: Tensor) -> None:
-    """Raise if the values look like several targets a sample, which one-dimensional bins mix up."""
+    """Raise if the values look like several targets per sample, which need a grid of bins."""
     if values.dim() == 2 and values.shape[1] > 1:
         raise ValueError(
             f"Expected `{name}` to hold one target a sample, shape (N,), (N, 1) or maps "
@@ -78,7 +78,7 @@ def check_one_target(name: str, values: Tensor) -> None:
 def check_counts(
     counts: Tensor, shape: tuple[int, ...] | None = None, *, name: str = "counts"
 ) -> None:
-    """Raise if ``counts`` is not non-negative with something in it, one entry a bin."""
+    """Raise if ``counts`` is negative somewhere, all zeros, or not one entry per bin."""
     check_finite(name, counts)
     if shape is not None and counts.shape != shape:
         raise ValueError(

@@ -24,14 +24,14 @@ def smooth_counts(
 
     .. math:: \tilde{n_k} = \sum_j \kappa(k - j) \, n_j , \qquad \max_j \kappa(j) = 1
 
-    The kernels are those of the benchmark code that comes with the paper, so that figures can be
+    The kernels are the ones in the benchmark code that comes with the paper, so that results can be
     compared. Its ``"gaussian"`` is **not** the plain Gaussian: the code filters an impulse of only
     ``size`` entries with reflecting borders, which folds the tails back in. Size 5 and sigma 2 give
     [.858, .946, 1, .946, .858], nearly a box, where the plain Gaussian has [.607, .882, 1, ...].
 
     Args:
-        counts: Samples per bin, or any non-negative function of them, shape ``(B,)``; those of a
-            grid, shape ``(B_1, ..., B_d)``, are smoothed along each axis.
+        counts: Samples per bin, or any non-negative function of them, shape ``(B,)``; the counts of
+            a grid, shape ``(B_1, ..., B_d)``, are smoothed along each axis.
         kernel: ``"gaussian"`` (as above), ``"triangular"`` (falls to 0 at distance
             ``(size + 1) / 2``; ignores ``sigma``) or ``"laplace"`` (:math:`e^{-|j| / \sigma}`).
         size: Number of bins under the kernel, odd.

@@ -1,4 +1,4 @@
-"""A grid of target bins: several targets at once, a bin for each combination of theirs."""
+"""A grid of target bins: several targets at once, with one bin for each combination."""
 
 import math
 
@@ -14,9 +14,9 @@ _MOST_BINS = 4_000_000
 class TargetGrid:
     r"""Cut the space of several targets into the combinations of their bins.
 
-    What is frequent for each target alone may be rare together. Use a grid for several targets a
-    sample wherever :class:`TargetBins` are used for one. Targets then have shape ``(..., d)``, and
-    a tensor with one value for each bin has the grid's shape :math:`(B_1, \ldots, B_d)`.
+    Values that are each frequent may be rare in combination. For several targets per sample, use a
+    grid wherever :class:`TargetBins` are used for one target. Targets then have shape ``(..., d)``,
+    and a tensor with one value for each bin has the grid's shape :math:`(B_1, \ldots, B_d)`.
 
     Args:
         bins: The bins of each target, in the order of the targets' last axis.
@@ -26,7 +26,7 @@ class TargetGrid:
 
     Raises:
         TypeError: If there is anything but :class:`TargetBins`.
-        ValueError: If there are no bins, or more than 4 000 000 combinations.
+        ValueError: If there are no bins, or more than 4,000,000 combinations.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class TargetGrid:
             TypeError: If ``targets`` is not a tensor of real numbers, or ``bins`` neither a number
                 nor a name.
             ValueError: If ``targets`` is empty, not finite or a vector; or there would be no bin,
-                or more than 4 000 000 combinations.
+                or more than 4,000,000 combinations.
 
         References:
             Scott (2015), `Multivariate Density Estimation
@@ -104,7 +104,7 @@ class TargetGrid:
         return tuple(map(len, self.axes))
 
     def index(self, targets: Tensor) -> Tensor:
-        """Return the bin of each sample, counted through the grid with the last target fastest.
+        """Return the flat bin index of each sample, in row-major order (last target fastest).
 
         Args:
             targets: Targets, shape ``(..., d)``, of any device and float or integer dtype.
@@ -114,7 +114,7 @@ class TargetGrid:
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
-            ValueError: If there are not ``d`` targets a sample, or their dtype does not tell all
+            ValueError: If there are not ``d`` targets per sample, or their dtype does not tell all
                 edges apart.
         """
         check_real("targets", targets)
@@ -139,15 +139,15 @@ class TargetGrid:
             Number of samples per bin, of the grid's shape, int64.
 
         Raises:
-            ValueError: If ``targets`` is empty, holds NaN or infinity or has not ``d`` targets a
-                sample, or its dtype does not tell all edges apart.
+            ValueError: If ``targets`` is empty, holds NaN or infinity or does not have ``d``
+                targets per sample, or its dtype does not tell all edges apart.
         """
         check_finite("targets", targets)
         flat = torch.bincount(self.index(targets).flatten(), minlength=len(self))
         return flat.reshape(self.shape)
 
     def __len__(self) -> int:
-        """Return the number of bins B, the product of those of each target."""
+        """Return the number of bins B, the product of the numbers of bins of the targets."""
         return math.prod(self.shape)
 
     def __eq__(self, other: object) -> bool:
@@ -177,7 +177,7 @@ def check_bins(bins: object) -> None:
 
 
 def per_width(counts: Tensor, bins: Bins) -> Tensor:
-    """Return counts per median width of a bin, float64: where all are alike, the counts."""
+    """Return the counts scaled to the median bin width, float64; unchanged if widths are equal."""
     density = counts.to(torch.float64)
     for axis, one in enumerate(bins.axes):
         ratios = one.edges.diff() / one.edges.diff().median()

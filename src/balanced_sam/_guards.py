@@ -1,6 +1,6 @@
-"""What rests on torch's private names, and what would hide the perturbation and is refused.
+"""Code that uses torch's private names, and checks for what would hide the perturbation.
 
-Every name that torch marks as its own is in this file alone, with the versions it was seen in.
+Every name that torch marks as private is in this file alone, with the versions that have it.
 """
 
 import sys

@@ -11,7 +11,7 @@ Groups = Sequence[dict[str, Any]]
 
 
 def last_with_gradient(groups: Groups) -> tuple[Tensor, Tensor] | None:
-    """Return the last parameter that has a gradient, and that."""
+    """Return the last parameter that has a gradient, and this gradient."""
     for group in reversed(groups):
         for parameter in reversed(group["params"]):
             if parameter.grad is not None:
@@ -20,17 +20,17 @@ def last_with_gradient(groups: Groups) -> tuple[Tensor, Tensor] | None:
 
 
 class LastGradient:
-    """One gradient of those that a step left behind, to tell them from others later.
+    """One gradient that a step left behind, to tell old gradients from new ones later.
 
-    It is known by its parameter, which may have left the groups since. Being known keeps its
-    memory, and the last is a small one in most networks. (A weak reference would forbid torch to
+    It is known by its parameter, which may have left the groups since. Holding it keeps its memory
+    in use, but the last gradient is small in most networks. (A weak reference would forbid torch to
     swap it.)
     """
 
     _known: tuple[Tensor, Tensor, int] | None = None
 
     def remember(self, groups: Groups) -> None:
-        """Take what is at hand for known."""
+        """Remember the last gradient that is there now."""
         last = last_with_gradient(groups)
         self._known = None if last is None else (*last, version_of(last[1]))
 
@@ -39,7 +39,7 @@ class LastGradient:
         return self._known is not None and self._known[0].grad is self._known[1]
 
     def others_came(self, groups: Groups) -> bool:
-        """Return whether gradients came in the place of the known one, or were added to it."""
+        """Return whether other gradients replaced the known one, or were added to it."""
         if self._known is None:
             return last_with_gradient(groups) is not None
         parameter, gradient, version = self._known

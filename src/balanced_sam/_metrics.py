@@ -1,4 +1,4 @@
-"""Error metrics (MAE, RMSE, GM, delta, bMAE), and the report that takes them per region."""
+"""Error metrics (MAE, RMSE, GM, delta, bMAE), and the report that computes them per region."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ def mean_absolute_error(
         targets: Targets, same shape, in target units.
         multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
             ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
-            each. If None every number counts alike, whatever the shape.
+            each. If None, every number counts equally, whatever the shape.
 
     Returns:
         0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
@@ -69,7 +69,7 @@ def root_mean_squared_error(
         targets: Targets, same shape, in target units.
         multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
             ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
-            each. If None every number counts alike, whatever the shape.
+            each. If None, every number counts equally, whatever the shape.
 
     Returns:
         0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
@@ -107,7 +107,7 @@ def geometric_mean_error(
         targets: Targets, same shape, in target units.
         multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
             ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
-            each. If None every number counts alike, whatever the shape.
+            each. If None, every number counts equally, whatever the shape.
 
     Returns:
         0-dim tensor, or shape ``(d,)`` with one value for each output, float64, in target units;
@@ -151,7 +151,7 @@ def threshold_accuracy(
         threshold: The factor :math:`t`, above 1.
         multioutput: For several outputs, shape ``(..., d)``, as in scikit-learn:
             ``"uniform_average"`` returns the mean over the outputs, ``"raw_values"`` one value for
-            each. If None every number counts alike, whatever the shape.
+            each. If None, every number counts equally, whatever the shape.
 
     Returns:
         0-dim tensor, or shape ``(d,)`` with one value for each output, float64, a share from 0 to
@@ -183,7 +183,7 @@ def balanced_mean_absolute_error(
     bins: Bins | None = None,
     multioutput: Multioutput = "uniform_average",
 ) -> Tensor:
-    r"""Return the bMAE, the average over target values of each value's MAE.
+    r"""Return the bMAE, the mean over target values of the MAE at each value.
 
     .. math:: \mathrm{bMAE} = \frac{1}{|K|} \sum_{k \in K} \frac{1}{N_k} \sum_{y_i \in k}
         |y_i - \hat{y_i}|
@@ -193,9 +193,9 @@ def balanced_mean_absolute_error(
     Args:
         predictions: Model outputs, any shape, in target units.
         targets: Targets, same shape, in target units.
-        bins: Bins to average over, those without a target left out. If None every distinct target
-            is its own bin, as published for whole-number labels. Float targets need ``bins``.
-            Several targets a sample need a grid.
+        bins: Bins to average over; bins without a target are left out. If None, every distinct
+            target is its own bin, as published for whole-number labels. Float targets need
+            ``bins``. Several targets per sample need a grid.
         multioutput: With a grid, whether to return the mean over the outputs or one value for each.
 
     Returns:
@@ -258,11 +258,11 @@ class RegionReport:
     regions: ShotRegions = field(repr=False)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Return a copy of ``rows``, made of plain numbers that JSON can hold (NaN apart)."""
+        """Return a copy of ``rows`` in plain numbers, which JSON can hold except for NaN."""
         return {region: dict(row) for region, row in self.rows.items()}
 
     def to_markdown(self) -> str:
-        """Return the table as Markdown, one line a region."""
+        """Return the table as Markdown, one line per region."""
         cells = self._cells()
         lines = [cells[0], ["---"] + ["---:"] * (len(cells[0]) - 1), *cells[1:]]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -270,14 +270,14 @@ class RegionReport:
     def plot(
         self, *, metric: str | None = None, ax: "matplotlib.axes.Axes | None" = None
     ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
-        """Draw a metric in each bin over the target, the regions shaded, and the counts above.
+        """Draw a metric per bin against the target, with shaded regions and the counts above.
 
         For a grid of two targets this is a heat map with a dot in each few-shot bin.
 
         Args:
-            metric: A metric of ``by_bin``. If None, the MAE; with ``"raw_values"``, that of the
+            metric: A metric of ``by_bin``. If None, the MAE; with ``"raw_values"``, the MAE of the
                 first output.
-            ax: The axes to draw in; those of a new figure if None.
+            ax: The axes to draw in; if None, the axes of a new figure.
 
         Returns:
             The figure and the axes of the metric.
@@ -326,7 +326,7 @@ def region_report(
         regions: The many-, medium- and few-shot bins.
         multioutput: With a grid, report the mean of a metric over the outputs
             (``"uniform_average"``) or one value for each (``"raw_values"``), as in scikit-learn. A
-            sample's region is always that of all its targets together.
+            sample's region always depends on all its targets together.
 
     Returns:
         The report; ``print`` shows it as a table, ``plot`` draws the error in each bin. A region
@@ -357,7 +357,7 @@ def bin_sums(predictions: Tensor, targets: Tensor, bins: Bins) -> Tensor:
     """Return what the report needs, summed per bin, so that it adds up over batches and ranks.
 
     Rows: sample count, sum of absolute errors, of their logarithms, of squared errors, of hits
-    within a factor of 1.25; shape ``(5, B, d)`` for ``d`` targets a sample, float64.
+    within a factor of 1.25; shape ``(5, B, d)`` for ``d`` targets per sample, float64.
     """
     check_bins(bins)
     check_predictions(predictions, targets)
@@ -410,7 +410,7 @@ def _row(sums: Tensor, multioutput: Multioutput) -> dict[str, float]:
 
 
 def _means(sums: Tensor, multioutput: Multioutput) -> dict[str, Tensor]:
-    """Return the metrics of the samples in ``sums``, shape ``(5, ..., d)``; of none NaN."""
+    """Return the metrics of the samples in ``sums``, shape ``(5, ..., d)``; NaN if none."""
     error, logarithm, square, hit = sums[1:] / sums[0]
     metrics = {"MAE": error, "GM": logarithm.exp(), "RMSE": square.sqrt(), "delta_1": hit}
     named: dict[str, Tensor] = {}

@@ -78,40 +78,42 @@ class BalancedSAM(Optimizer):
         \hat\epsilon &= \rho \, \nabla L(w) \, / \, \lVert \nabla L(w) \rVert_2 \\
         w &\leftarrow \text{base optimizer}\bigl(w, \nabla L(w + \hat\epsilon)\bigr)
 
-    The closure is torch's own: it computes the loss, calls ``backward`` and returns the loss. It is
-    called twice a step, at :math:`w` and at :math:`w + \hat\epsilon`, and once where every group's
-    ``rho`` is 0. The weights :math:`q` live in the loss, see :func:`weighted_mean`; without them
-    this is plain SAM. Gradients are cleared before each call, so gradients computed before ``step``
-    do not count: loop over micro-batches inside the closure. The parameters are restored bit for
-    bit before the base optimizer moves them, and however a closure ends.
+    The closure is as in torch: it computes the loss, calls ``backward`` and returns the loss. It is
+    called twice per step, at :math:`w` and at :math:`w + \hat\epsilon`, or once if every group's
+    ``rho`` is 0. The weights :math:`q` are part of the loss (see :func:`weighted_mean`); without
+    them this is plain SAM. Gradients are cleared before each call, so gradients computed before
+    ``step`` do not count: loop over micro-batches inside the closure. The parameters are restored
+    bit for bit before the base optimizer moves them. They are also restored if a closure raises an
+    exception.
 
     ``param_groups``, ``state``, ``defaults`` and hooks are the base optimizer's own. Learning-rate
     schedulers, ``state_dict`` and step hooks work on this optimizer and on the base. Step hooks see
-    the descent gradient: clip it there. ``rho`` is a group option beside ``lr``. A group whose
+    the descent gradient: clip it there. ``rho`` is a group option like ``lr``. A group whose
     ``rho`` is 0 is not perturbed and stays out of the norm.
 
     Args:
-        params: If ``base_optimizer`` is a callable: parameters or group dicts, as it takes them. A
-            group dict may have its own ``rho``. If ``base_optimizer`` is built: a flat iterable of
-            the tensors to perturb. Other tensors of the base are trained but never perturbed.
-        base_optimizer: A ``torch.optim.Optimizer``, or a callable that makes one of ``params``
-            (a class, a ``functools.partial``).
-        rho: Radius of the perturbation, L2 norm in parameter space; the default of all groups. 0.05
-            is where to start; 0 is the base optimizer's own step, one pass.
+        params: If ``base_optimizer`` is a callable: parameters or group dicts, in the form that it
+            accepts. A group dict may have its own ``rho``. If ``base_optimizer`` is built: a flat
+            iterable of the tensors to perturb. Other tensors of the base are trained but never
+            perturbed.
+        base_optimizer: A ``torch.optim.Optimizer``, or a callable that builds one from ``params``,
+            such as a class or a ``functools.partial``.
+        rho: Radius of the perturbation, L2 norm in parameter space; the default of all groups.
+            Start with 0.05; 0 means the base optimizer's own step, with one pass.
         ascent_context: Factory of a context manager around the first call, such as
-            ``model.no_sync`` for a perturbation per rank (m-sharpness). Not entered where the step
-            has one pass.
+            ``model.no_sync`` for a perturbation per rank (m-sharpness). Not entered if the step has
+            one pass.
         descent_context: Factory of a context manager around the second call, such as
-            ``partial(frozen_running_stats, model)``. Not entered where the step has one pass.
-        options: None is taken: give ``lr`` and the like to the base optimizer.
+            ``partial(frozen_running_stats, model)``. Not entered if the step has one pass.
+        options: Not accepted: pass ``lr`` and the like to the base optimizer.
 
     Raises:
         TypeError: If ``base_optimizer`` is neither an optimizer nor a callable, or needs a closure
-            itself; if ``params`` holds something else than tensors; or if there is an option of
-            the base.
+            itself; if ``params`` holds anything but tensors; or if an option of the base is passed
+            here.
         ValueError: If ``rho``, here or in a group, is negative or not finite; if the base has an
-            option ``rho`` of its own; or if ``params`` is empty, or holds trainable tensors that
-            the base does not train, or group dicts beside a built base.
+            option ``rho`` of its own; or if ``params`` is empty, has trainable tensors that the
+            base does not train, or has group dicts although the base is already built.
 
     References:
         Liu et al. (2025), `Balanced Sharpness-Aware Minimization for Imbalanced Regression
@@ -183,7 +185,7 @@ class BalancedSAM(Optimizer):
 
     @property
     def sharpness(self) -> Tensor | None:
-        """Loss of the last ``step``'s second call minus that of its first, without host sync.
+        """Loss of the second call minus loss of the first, in the last ``step``; no host sync.
 
         A detached 0-dim tensor, in loss units. It is 0 after a step of one pass, and NaN if an
         overflow made the step skip its second pass. It is None before the first step, and after a
@@ -203,11 +205,12 @@ class BalancedSAM(Optimizer):
         ascent_closure: Closure | None = None,
         scaler: GradScaler | None = None,
     ) -> Loss | None:
-        """Take one step: ascend along the gradient at w, descend from w along that at w + eps.
+        """Take one step: ascend along the gradient at w, descend from w along the one at w + eps.
 
-        Where a closure leaves no gradient on any parameter, the step does nothing. Without a
-        closure it ends a manual cycle, see :meth:`perturbed`; a call outside such a cycle is an
-        error unless every ``lr`` is 0 (checkpointing libraries set up the state that way).
+        If a closure leaves no gradient on any parameter, the step does nothing. Without a closure,
+        the step ends a manual cycle (see :meth:`perturbed`). Outside such a cycle, a call without a
+        closure is an error unless every ``lr`` is 0 (checkpointing libraries set up the state that
+        way).
 
         Args:
             closure: Computes the loss, calls ``backward`` and returns the loss; to skip a batch,
@@ -265,8 +268,8 @@ class BalancedSAM(Optimizer):
             Nothing.
 
         Raises:
-            RuntimeError: If the call is made inside a pass, or if no step has used the gradients of
-                an earlier block, which are still there.
+            RuntimeError: If the call is made inside a pass, or if the gradients of an earlier block
+                are still there because no step has used them.
             ValueError: If no parameter has a gradient.
 
         Example:

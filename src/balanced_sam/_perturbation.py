@@ -46,7 +46,7 @@ class Buckets:
         self._buckets: list[Bucket] = []
 
     def of(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
-        """Return the parameters in buckets; one that comes twice is there once."""
+        """Return the parameters in buckets, without duplicates."""
         # The object may be the same and what it holds another: `module.double()` does that.
         sizes = list(map(attrgetter("nbytes"), parameters))
         is_plain = True not in set(map(attrgetter("is_sparse"), gradients))
@@ -67,7 +67,7 @@ class Perturbation:
     Args:
         parameters: Parameters to move; those without a gradient are left alone.
         radii: The radius of each; negative for a move against the gradient.
-        buckets: Those of the steps before.
+        buckets: The buckets of earlier steps.
 
     Attributes:
         norm: :math:`\lVert g \rVert_2` over all these parameters, a 0-dim tensor, at least float32.
@@ -142,7 +142,7 @@ def _gradients(kind: Bucket, gradients: list[Tensor]) -> list[Tensor]:
     placements = getattr(kind.parameters[0], "placements", None)
     if placements is None:
         return gradients
-    # Under tensor parallelism that of a replicated parameter is a partial sum on each rank.
+    # Under tensor parallelism the gradient of a replicated parameter is a partial sum per rank.
     return [
         g if g.placements == placements else g.redistribute(placements=placements)  # type: ignore[attr-defined]
         for g in gradients

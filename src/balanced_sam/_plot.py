@@ -1,4 +1,4 @@
-"""The picture of a report: the error in each bin over the target, the regions shaded."""
+"""The picture of a report: the error in each bin against the target, with shaded regions."""
 
 from collections.abc import Mapping
 from itertools import groupby
@@ -50,7 +50,7 @@ def _bars(
     labels: Mapping[Region, str],
     ax: "matplotlib.axes.Axes",
 ) -> None:
-    """Draw the metric over the target, the regions shaded, and the counts above."""
+    """Draw the metric against the target, with shaded regions and the counts above."""
     from mpl_toolkits.axes_grid1 import (  # type: ignore[import-untyped]  # Has no types.
         make_axes_locatable,
     )

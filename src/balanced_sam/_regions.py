@@ -19,8 +19,8 @@ class ShotRegions:
 
     Args:
         bins: The bins of the target range, or a grid of several.
-        labels: ``"many"``, ``"medium"`` or ``"few"`` for each bin in the order of their index,
-            ``B`` of them; for regions that do not follow from counts alone, such as NYUD2-DIR's.
+        labels: ``"many"``, ``"medium"`` or ``"few"`` for each of the ``B`` bins, in the order of
+            the bins. Useful for regions that do not follow from counts alone, such as NYUD2-DIR's.
             Most users want :meth:`from_weights`.
 
     Attributes:
@@ -28,7 +28,7 @@ class ShotRegions:
         labels: The region of each bin, a tuple of ``B`` strings.
 
     Raises:
-        ValueError: If there is not one label a bin, or a label is none of the three.
+        ValueError: If there is not exactly one label per bin, or a label is none of the three.
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ class ShotRegions:
     ) -> "ShotRegions":
         """Return the regions that the number of training samples per bin defines.
 
-        For bins of unequal width the samples per median width decide, as for the weights.
+        If bin widths differ, the counts are scaled to the median width, as for the weights.
 
         Args:
             bins: The bins of the target range, or a grid of several.
@@ -104,7 +104,7 @@ class ShotRegions:
     def from_weights(
         cls, weights: TargetWeights, *, many_above: float = 100, few_below: float = 20
     ) -> "ShotRegions":
-        """Return the regions of the bins and training samples that weights were fitted to.
+        """Return the regions for the bins and the training counts that the weights hold.
 
         Args:
             weights: The target weights.

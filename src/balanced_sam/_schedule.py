@@ -23,20 +23,20 @@ class LambdaRho(LambdaLR):
     - every third step: ``lambda t: float(t % 3 == 0)``
 
     It is a ``LambdaLR``, so trainers accept it beside a schedule of the learning rate. It leaves
-    the learning rate alone. Each group keeps its initial rho under ``initial_rho``, as it keeps
-    ``initial_lr``: in the checkpoint of the optimizer, and for every schedule made later. A group
-    added later starts from the rho it was added with.
+    the learning rate alone. Each group keeps its initial rho as ``initial_rho``, as it keeps
+    ``initial_lr``. The checkpoint of the optimizer contains it, and every later schedule starts
+    from it. A group added later starts from the rho it was added with.
 
     Args:
         optimizer: A :class:`BalancedSAM`, or a trainer's wrapper of one.
         rho_lambda: Function from the number of ``step()`` calls so far, 0 at first, to a
-            non-negative factor; or one function a group.
+            non-negative factor; or one function per group.
         last_epoch: The index of the last step, to continue a run; -1 for a new run.
 
     Raises:
         TypeError: If a function cannot be called or returns no number.
-        ValueError: If a group has no ``rho``, the number of functions is not that of the groups, or
-            a function returns a negative or infinite factor.
+        ValueError: If a group has no ``rho``, the number of functions differs from the number of
+            groups, or a function returns a negative or infinite factor.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class LambdaRho(LambdaLR):
         for function in rho_lambda if isinstance(rho_lambda, list | tuple) else [rho_lambda]:
             check_callable("rho_lambda", function)
         for group in optimizer.param_groups:
-            # What torch asks for where a run is gone on with; no learning rate is changed here.
+            # What torch needs to continue a run; no learning rate is changed here.
             group.setdefault("initial_lr", group["lr"])
         super().__init__(optimizer, rho_lambda, last_epoch)
 
@@ -89,12 +89,12 @@ class LambdaRho(LambdaLR):
 
     @property
     def base_rhos(self) -> list[float]:
-        """The initial rho of each group that a step of the schedule has met."""
+        """The initial rho of each group that the schedule knows so far."""
         groups = self.optimizer.param_groups
         return [group["initial_rho"] for group in groups if "initial_rho" in group]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, the initial rhos and what callable objects hold; no functions."""
+        """Return the step, the initial rhos and the state of callable objects, but no functions."""
         return super().state_dict() | {"base_rhos": self.base_rhos}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Target weights: rare targets count more (INV, SQINV), one gather a batch."""
+"""Target weights: rare targets count more (INV, SQINV); one gather per batch."""
 
 import math
 import numbers
@@ -23,13 +23,14 @@ def inverse_weights(counts: Tensor, *, clip_counts: tuple[float, float] | None =
     .. math:: w(k) = \frac{1}{n_k}
 
     Args:
-        counts: Samples per bin, of any shape; effective (smoothed) counts do as well.
+        counts: Samples per bin, of any shape; effective (smoothed) counts also work.
         clip_counts: Lowest and highest count, in samples. Counts outside these limits are set to
-            the nearer one. The benchmark code for ages takes (5, 1000). No clipping if None.
+            the nearer one. The benchmark code for ages uses (5, 1000). No clipping if None.
 
     Returns:
         Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance). In a grid it has that of the rarest bin.
+        occupied one (the mean of both at equal distance). In a grid it has the weight of the rarest
+        bin.
 
     Raises:
         ValueError: If ``counts`` holds a negative number or no sample, or ``clip_counts`` is not a
@@ -55,11 +56,12 @@ def sqrt_inverse_weights(counts: Tensor) -> Tensor:
     .. math:: w(k) = \sqrt{\frac{1}{n_k}}
 
     Args:
-        counts: Samples per bin, of any shape; effective (smoothed) counts do as well.
+        counts: Samples per bin, of any shape; effective (smoothed) counts also work.
 
     Returns:
         Weights, shape of ``counts``, float64, unit-free. An empty bin has the weight of the nearest
-        occupied one (the mean of both at equal distance). In a grid it has that of the rarest bin.
+        occupied one (the mean of both at equal distance). In a grid it has the weight of the rarest
+        bin.
 
     Raises:
         ValueError: If ``counts`` holds a negative number or no sample.
@@ -97,8 +99,8 @@ class TargetWeights(nn.Module):
             converted.
 
     Raises:
-        ValueError: If a shape does not fit the bins, or a count or weight is out of its range. When
-            the module is converted, such as by ``.half()``: if a weight would become 0 or infinite.
+        ValueError: If a shape does not fit the bins, or a count or weight is out of its range. Also
+            if converting the module, such as by ``.half()``, would make a weight 0 or infinite.
 
     Example:
         >>> import torch
@@ -148,8 +150,8 @@ class TargetWeights(nn.Module):
         Args:
             targets: Training targets of any shape (a vector, a stack of maps), in target units; for
                 a grid, shape ``(..., d)``.
-            bins: The bins of the target range, or a grid of several; those of
-                :meth:`TargetBins.from_targets` if None.
+            bins: The bins of the target range, or a grid of several; if None, the bins of
+                :meth:`TargetBins.from_targets`.
             scheme: As in :meth:`from_counts`.
             smoothing: As in :meth:`from_counts`.
             clip_counts: As in :meth:`from_counts`.
@@ -160,7 +162,7 @@ class TargetWeights(nn.Module):
 
         Raises:
             ValueError: If ``targets`` is empty, not finite or, without a grid, of shape ``(N, d)``
-                with several targets a sample; or an option is out of its range.
+                with several targets per sample; or an option is out of its range.
 
         Warns:
             UserWarning: If there is no ``smoothing`` and one of these holds: all weights are the
@@ -202,8 +204,8 @@ class TargetWeights(nn.Module):
     ) -> "TargetWeights":
         r"""Fit the weights to the number of training samples in each bin.
 
-        Between bins of unequal width the count per unit of the target decides: :math:`n` is then
-        the count per median width. Otherwise a narrow bin would count as rare.
+        If bin widths differ, :math:`n` is the count per unit of the target, times the median width.
+        Otherwise a narrow bin would count as rare.
 
         Args:
             bins: The bins of the target range, or a grid of several.
@@ -288,7 +290,7 @@ class TargetWeights(nn.Module):
                 each axis.
 
         Raises:
-            ValueError: If they are not those of this module.
+            ValueError: If they differ from the edges of this module.
         """
         made = (
             TargetBins(state) if isinstance(state, Tensor) else TargetGrid(*map(TargetBins, state))
@@ -304,16 +306,16 @@ class TargetWeights(nn.Module):
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    r"""Return the balanced loss of a batch, the mean over all elements of losses times weights.
+    r"""Return the balanced loss of a batch: losses times weights, averaged over all elements.
 
     .. math:: L = \frac{1}{N} \sum_i q(y_i) \, \ell_i
 
-    Shapes are checked because a hand-written product is not: ``(N,)`` times ``(N, 1)`` makes
-    ``(N, N)`` without a word.
+    Shapes are checked. In a hand-written product, ``(N,)`` times ``(N, 1)`` silently makes
+    ``(N, N)``.
 
     Args:
         losses: Loss of each element, shape ``(N,)`` or ``(N, ...)``, in loss units.
-        weights: Weight of each element, same shape, or shape ``(N,)`` for one weight a sample.
+        weights: Weight of each element, same shape, or shape ``(N,)`` for one weight per sample.
 
     Returns:
         The balanced loss, a 0-dim tensor, in loss units.

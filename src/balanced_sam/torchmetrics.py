@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class RegionMetrics(Metric):
     """Stream :func:`balanced_sam.region_report` over batches, epochs and ranks.
 
-    The state is a ``(5, B, d)`` tensor of sums, for ``d`` targets a sample, and the edges. Its size
-    does not depend on the number of samples. The sums add up over ranks, so the result equals that
-    of :func:`balanced_sam.region_report` on all samples.
+    The state is a ``(5, B, d)`` tensor of sums, for ``d`` targets per sample, and the edges. Its
+    size does not depend on the number of samples. The sums add up over ranks, so the result equals
+    the result of :func:`balanced_sam.region_report` on all samples.
 
     Args:
         regions: The many-, medium- and few-shot bins.
@@ -101,14 +101,14 @@ class RegionMetrics(Metric):
         val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None,
         ax: "matplotlib.axes.Axes | None" = None,
     ) -> "tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]":
-        """Draw the MAE in each bin over the target, as :meth:`balanced_sam.RegionReport.plot` does.
+        """Draw the MAE per bin against the target, as :meth:`balanced_sam.RegionReport.plot` does.
 
         The samples of all processes count, as for ``compute``: each process must call it.
 
         Args:
-            val: What ``compute`` or a call returned, or a list with one such value for each epoch.
+            val: What ``compute`` or ``forward`` returned, or a list with one such value per epoch.
                 If it is given, the plot shows the MAE of each region instead, as other metrics do.
-            ax: The axes to draw in; those of a new figure if None.
+            ax: The axes to draw in; if None, the axes of a new figure.
 
         Returns:
             The figure and the axes of the MAE.
