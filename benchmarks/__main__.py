@@ -307,7 +307,8 @@ def _table(options: argparse.Namespace) -> None:
     from benchmarks.results.results import Results
 
     if options.check or options.write:
-        stale = [path for path in tables.TEXTS if tables.fill(path.read_text()) != path.read_text()]
+        filled = {path: tables.fill(path.read_text()) for path in tables.TEXTS}
+        stale = [path for path, text in filled.items() if text != path.read_text()]
         if options.check and stale:
             names = ", ".join(map(str, stale))
             sys.exit(
@@ -315,7 +316,7 @@ def _table(options: argparse.Namespace) -> None:
                 "`python -m benchmarks table --write`"
             )
         for path in stale:
-            path.write_text(tables.fill(path.read_text()))
+            path.write_text(filled[path])
         return
     for name in options.datasets or registry.dataset_names():
         print(tables.report(Results(name, options.records)))

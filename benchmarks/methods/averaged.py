@@ -68,5 +68,9 @@ METHOD = Method(
     title="Weight average",
     stages=_stages,
     constants={"exponent": 0.5, "decay": 0.999},
+    tuned={
+        "airports": {"exponent": 1.0, "decay": 0.99},
+        "melting_points": {"epochs": 40, "decay": 0.99},
+    },
     place=7,
 )

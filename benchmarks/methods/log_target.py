@@ -66,5 +66,6 @@ METHOD = Method(
     title="Log target",
     stages=_stages,
     constants={"exponent": 0.5},
+    tuned={"melting_points": {"epochs": 40, "lr": 4e-3, "exponent": 1.0}},
     place=7,
 )

@@ -52,5 +52,9 @@ METHOD = Method(
     title="Random perturbation",
     stages=_stages,
     constants={"exponent": 0.5, "noise_scale": 0.01},
+    tuned={
+        "airports": {"epochs": 80, "exponent": 1.0, "noise_scale": 0.003},
+        "melting_points": {"epochs": 40, "exponent": 1.0},
+    },
     place=7,
 )

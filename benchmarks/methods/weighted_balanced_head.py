@@ -17,6 +17,10 @@ METHOD = Method(
     title="Weighted, balanced head",
     stages=_stages,
     constants=CONSTANTS | {"exponent": 0.5},
-    tuned=TUNED_HEAD,
+    tuned=TUNED_HEAD
+    | {
+        "airports": {"balanced_mse_lr": 1e-3, "noise_sigma": 300.0, "noise_sigma_lr": 0.0},
+        "melting_points": {"balanced_mse_lr": 1e-2, "noise_sigma": 30.0, "noise_sigma_lr": 0.0},
+    },
     place=11,
 )

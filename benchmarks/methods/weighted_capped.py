@@ -16,5 +16,9 @@ METHOD = Method(
     title="Weighted, capped",
     stages=_stages,
     constants={"exponent": 0.5, "least_count": 10.0},
+    tuned={
+        "airports": {"exponent": 1.0, "least_count": 3.0},
+        "melting_points": {"exponent": 1.0},
+    },
     place=6,
 )

@@ -133,6 +133,7 @@ def measured(method: str) -> list[str]:
     return [name for name in dataset_names() if curve(name, method) and curve(name, BASIS)]
 
 
+@cache
 def difference(dataset: str, method: str, *, region: str, metric: str = "") -> Interval:
     """Return the error of a family minus the basis', each with its chosen exponent."""
     _check_seeds(dataset, method)
@@ -144,6 +145,7 @@ def difference(dataset: str, method: str, *, region: str, metric: str = "") -> I
     )
 
 
+@cache
 def distance(dataset: str, method: str) -> Interval:
     """Return how far a family's error on few-shot targets is above the basis' at equal all.
 

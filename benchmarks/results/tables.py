@@ -12,7 +12,7 @@ from benchmarks.costs.overhead import report as overhead_report
 from benchmarks.experiment.dataset import REGIONS
 from benchmarks.experiment.record import COMMITTED, Record
 from benchmarks.experiment.registry import get_dataset, get_method, method_names
-from benchmarks.results import families
+from benchmarks.results import families, fresh_seeds
 from benchmarks.results import label_noise as noise
 from benchmarks.results.intervals import differ_from_zero
 from benchmarks.results.results import Interval, Results, committed, place
@@ -70,33 +70,83 @@ def differences(results: Results, reference: str, methods: str = "") -> str:
 def pays(method: str) -> str:
     """Return what a family gains over weights alone, a row a data set, see ``results.families``.
 
-    What differs from 0, corrected over the table, is bold.
+    The first difference is that of the curves' runs, the second that of fresh seeds. What differs
+    from 0, corrected over the table, is bold.
     """
     datasets = families.measured(method)
     title = families.FAMILIES[method]
     found = {
         name: (
             families.difference(name, method, region="all", metric=families.balanced_metric(name)),
+            _on_fresh_seeds(name, method),
             families.distance(name, method),
         )
         for name in datasets
     }
     are_real = iter(differ_from_zero([ends for of_name in found.values() for ends in of_name]))
     basis = families.FAMILIES[families.BASIS]
-    rows = [["Data set", basis, title, "Difference", "Few-shot at equal all", "Passes"]]
+    heads = ["Difference", "Again, fresh seeds", "Few-shot at equal all", "Passes"]
+    rows = [["Data set", basis, title, *heads]]
     for name in datasets:
         ours, reference = (families.chosen(name, m) for m in (method, families.BASIS))
-        balanced, distance = (
+        balanced = families.balanced_metric(name)
+        differences = [
             _difference_cell(ends, next(are_real), metric)
             for ends, metric in zip(
-                found[name], (families.balanced_metric(name), ours.results.metric), strict=True
+                found[name], (balanced, balanced, ours.results.metric), strict=True
             )
-        )
-        dataset = get_dataset(name)
+        ]
         passes = f"{ours.passes / reference.passes:.2f}"
         cells = [_chosen_point(point) for point in (reference, ours)]
-        rows.append([f"{dataset.title} ({dataset.unit})", *cells, balanced, distance, passes])
+        rows.append([_title(name), *cells, *differences, passes])
     return markdown(rows)
+
+
+def _on_fresh_seeds(dataset: str, method: str) -> Interval:
+    """Return the balanced difference of a family to weights alone there, NaN if it has no runs."""
+    if dataset not in fresh_seeds.measured(method):
+        return Interval(math.nan, math.nan, math.nan)
+    return fresh_seeds.results(dataset).difference(method, families.BASIS, region="all")
+
+
+def rivals(*datasets: str) -> str:
+    """Return the errors of every method that was tuned, on fresh seeds, beside weights alone.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    compared = [(name, method) for name in datasets for method in fresh_seeds.rivals(name)]
+    found = [_on_fresh_seeds(name, method) for name, method in compared]
+    are_real = differ_from_zero(found)
+    cells = {
+        pair: _difference_cell(ends, is_real, families.balanced_metric(pair[0]))
+        for pair, ends, is_real in zip(compared, found, are_real, strict=True)
+    }
+    rows = [["Data set", "Method", "All", "Few", "bMAE", "Difference of bMAE", "Passes"]]
+    for name in datasets:
+        results = fresh_seeds.results(name)
+        balanced = results.metric
+        basis = results.records[families.BASIS][0]
+        for method in results.methods:
+            of_first = results.by(metric=results.dataset.metrics[0])
+            errors = [of_first.mean(method, region=region) for region in ("all", "few")]
+            errors += [results.mean(method, region="all")]
+            passes = results.records[method][0].passes / basis.passes
+            rows.append(
+                [
+                    _title(name),
+                    get_method(method).title,
+                    *(f"{error:.{DECIMALS[balanced]}f}" for error in errors),
+                    cells.get((name, method), ""),
+                    f"{passes:.2f}",
+                ]
+            )
+    return markdown(rows)
+
+
+def _title(dataset: str) -> str:
+    """Return the title of a data set and the unit of its target."""
+    about = get_dataset(dataset)
+    return f"{about.title} ({about.unit})"
 
 
 def exponents(dataset: str) -> str:
@@ -132,12 +182,11 @@ def label_noise(method: str) -> str:
     for (name, level, results), ends, is_real in zip(
         runs, found, differ_from_zero(found), strict=True
     ):
-        dataset = get_dataset(name)
         decimals = DECIMALS[results.metric]
         means = [results.mean(m, region="all") for m in (families.BASIS, method)]
         cells = [f"{level:g}", *(f"{mean:.{decimals}f}" for mean in means)]
         difference = _difference_cell(ends, is_real, results.metric)
-        rows.append([f"{dataset.title} ({dataset.unit})", *cells, difference])
+        rows.append([_title(name), *cells, difference])
     return markdown(rows)
 
 
@@ -200,7 +249,7 @@ def loading() -> str:
     words = {
         "decoded": "decoded and cropped",
         "delivered": "the same, and augmented",
-        "learned": "learned from: a ResNet-18 forward and backward",
+        "learned": "training step of a ResNet-18, for comparison",
     }
     rows = [["Images a second", f"Median of {len(record['rates']['learned'])} rounds", "Range"]]
     for name, what in words.items():
@@ -267,6 +316,7 @@ def fill(text: str) -> str:
             committed(name).by(selection=selection, metric=metric), *rest
         ),
         "pays": pays,
+        "rivals": rivals,
         "exponents": exponents,
         "label_noise": label_noise,
         "costs": costs,

@@ -16,7 +16,9 @@ COMMANDS = sorted(
         line.partition("  #")[0].replace("{0..19}", "0 1").replace("{0..9}", "0 1")
         for text in TEXTS
         for line in re.findall(
-            r"^python -m benchmarks ((?:run|exponents) .*)", text.read_text(), re.M
+            r"^python -m benchmarks ((?:run|exponents) .*)",
+            text.read_text().replace("\\\n", ""),
+            re.M,
         )
     }
 )

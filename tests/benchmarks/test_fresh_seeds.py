@@ -1,0 +1,131 @@
+"""Runs of the chosen settings on fresh seeds, and the tables that have them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiment.plan import plan
+from benchmarks.experiment.record import COMMITTED
+from benchmarks.results import families, fresh_seeds, tables
+from benchmarks.results.families import BASIS
+from tests.benchmarks.test_families import MEASURED as ON_CURVES
+from tests.benchmarks.test_families import (
+    NAME,
+    Array,
+    Errors,
+    errors_of_basis,
+    forget,
+    write_family,
+    write_runs,
+)
+
+RIVALS = {
+    "airports": [
+        "weighted_capped",
+        "averaged",
+        "random_perturbation",
+        "weighted_balanced_head",
+        "bsam_weighted",
+    ],
+    "melting_points": [
+        "weighted_capped",
+        "averaged",
+        "log_target",
+        "random_perturbation",
+        "weighted_balanced_head",
+        "bsam_weighted",
+    ],
+}
+"""The methods that were tuned as weights alone and BSAM were."""
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield a folder of runs on fresh seeds of three methods, one better and one worse."""
+    monkeypatch.setattr(families, "FOLDER", tmp_path / "exponents")
+    monkeypatch.setattr(fresh_seeds, "FOLDER", tmp_path / "fresh_seeds")
+    forget()
+    for method in (BASIS, "bsam_weighted"):
+        write_family(families.FOLDER, method, errors_of_basis)
+    for method, more in ((BASIS, 0.0), ("bsam_weighted", 20.0), ("weighted_capped", -10.0)):
+        write_runs(fresh_seeds.FOLDER, method, higher_by(more), exponent=0.25)
+    yield tmp_path
+    forget()
+
+
+def higher_by(more: float) -> Errors:
+    def errors(exponent: float, seed: int, targets: Array) -> Array:
+        return errors_of_basis(exponent, seed, targets) + more
+
+    return errors
+
+
+def cells_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+
+
+@pytest.mark.usefixtures("records")
+def test_the_table_of_rivals_sets_each_beside_weights_alone() -> None:
+    header, _, *rows = cells_of(tables.rivals(NAME))
+    assert header[:2] == ["Data set", "Method"]
+    assert [row[1] for row in rows] == ["Weights alone", "Weighted, capped", "BSAM, weighted"]
+    assert {row[0] for row in rows} == {"Airports (m)"}
+    assert [row[5] for row in rows] == [
+        "",
+        "**−10.00 [−10.00, −10.00]**",
+        "**+20.00 [+20.00, +20.00]**",
+    ]
+    assert [row[6] for row in rows] == ["1.00", "1.50", "1.50"]
+    for column, gain in ((2, 10), (3, 10), (4, 10)):
+        of_basis, capped, _ = (float(row[column]) for row in rows)
+        assert of_basis - capped == pytest.approx(gain, abs=0.02)
+
+
+@pytest.mark.usefixtures("records")
+def test_the_table_of_what_pays_has_the_difference_again() -> None:
+    header, _, row = cells_of(tables.pays("bsam_weighted"))
+    assert header[3:5] == ["Difference", "Again, fresh seeds"]
+    assert row[3:5] == ["+0.00 [+0.00, +0.00]", "**+20.00 [+20.00, +20.00]**"]
+
+
+def test_a_data_set_without_such_runs_has_none(records: Path) -> None:
+    for path in (records / "fresh_seeds").rglob("seed-*"):
+        path.unlink()
+    assert fresh_seeds.measured("bsam_weighted") == []
+    *_, row = cells_of(tables.pays("bsam_weighted"))
+    assert row[4] == "none"
+
+
+def test_the_measured_data_sets_are_those_of_the_texts() -> None:
+    assert tuple(fresh_seeds.measured("bsam_weighted")) == ON_CURVES
+    for name in ON_CURVES:
+        assert fresh_seeds.rivals(name) == RIVALS.get(name, ["bsam_weighted"])
+
+
+@pytest.mark.parametrize("name", ON_CURVES)
+def test_committed_runs_have_the_settings_that_were_chosen(name: str) -> None:
+    choices = json.loads((COMMITTED / name / "tuning.json").read_text())
+    results = fresh_seeds.results(name)
+    for method, runs in results.records.items():
+        assert len(choices[method]) >= len(choices[BASIS])
+        if families.curve(name, method):
+            exponent = families.chosen(name, method).exponent
+            expected = plan(name, method, {"exponent": exponent}).description
+        else:
+            expected = families.best_setting(choices[method])["recipe"]
+            assert plan(name, method).description == expected
+        assert [run.seed for run in runs] == list(range(10, 20))
+        for run in runs:
+            assert run.recipe == expected
+            assert run.provenance["dirty"] is False
+
+
+@pytest.mark.parametrize("name", ON_CURVES)
+def test_committed_runs_share_neither_seeds_nor_processor_with_the_curves(name: str) -> None:
+    on_curves = families.chosen(name, BASIS).results.records[BASIS]
+    for runs in fresh_seeds.results(name).records.values():
+        assert not {run.seed for run in runs} & {run.seed for run in on_curves}
+        devices = ({run.provenance["device"] for run in group} for group in (runs, on_curves))
+        assert not set.intersection(*devices)
