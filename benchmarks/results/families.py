@@ -146,6 +146,17 @@ def difference(dataset: str, method: str, *, region: str, metric: str = "") -> I
 
 
 @cache
+def gain_of_weights(dataset: str, *, region: str, metric: str = "") -> Interval:
+    """Return the error of the basis with its chosen exponent minus that without weights."""
+    without = curve(dataset, BASIS)[0]
+    return Interval(
+        *interval_of(
+            _on_draws(chosen(dataset, BASIS), region, metric) - _on_draws(without, region, metric)
+        )
+    )
+
+
+@cache
 def distance(dataset: str, method: str) -> Interval:
     """Return how far a family's error on few-shot targets is above the basis' at equal all.
 

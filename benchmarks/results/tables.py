@@ -102,6 +102,36 @@ def pays(method: str) -> str:
     return markdown(rows)
 
 
+def weights(*datasets: str) -> str:
+    """Return what weights change, with the chosen exponent, beside training without weights.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    rows = [["Data set", "Exponent", "bMAE without", "Difference", "All", "Few"]]
+    regions = [(name, region) for name in datasets for region in ("balanced", "all", "few")]
+    found = {
+        (name, region): families.gain_of_weights(
+            name,
+            region="all" if region == "balanced" else region,
+            metric=families.balanced_metric(name) if region == "balanced" else "",
+        )
+        for name, region in regions
+    }
+    are_real = iter(differ_from_zero(list(found.values())))
+    for name in datasets:
+        point = families.chosen(name, families.BASIS)
+        balanced = families.balanced_metric(name)
+        without = families.curve(name, families.BASIS)[0].mean("all", balanced)
+        cells = [
+            _difference_cell(found[name, region], next(are_real), balanced)
+            for region in ("balanced", "all", "few")
+        ]
+        rows.append(
+            [_title(name), f"{point.exponent:g}", f"{without:.{DECIMALS[balanced]}f}", *cells]
+        )
+    return markdown(rows)
+
+
 def _on_fresh_seeds(dataset: str, method: str) -> Interval:
     """Return the balanced difference of a family to weights alone there, NaN if it has no runs."""
     if dataset not in fresh_seeds.measured(method):
@@ -317,6 +347,7 @@ def fill(text: str) -> str:
         ),
         "pays": pays,
         "rivals": rivals,
+        "weights": weights,
         "exponents": exponents,
         "label_noise": label_noise,
         "costs": costs,

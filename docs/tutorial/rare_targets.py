@@ -165,15 +165,15 @@ def compare() -> None:
 compare()
 
 # %%
-# Weights cost no pass. They are a trade: a larger exponent lowers the error on rare airports and
-# raises that on all. Which you want is a question about your use. Settle it by one number before
-# you look; the bMAE does if each elevation counts alike.
+# Weights cost no pass. They are a trade: here a larger exponent lowers the error on rare airports
+# and raises the error on all. Which you want is a question about your use. Settle it by one number
+# before you look; the bMAE does if each elevation counts equally.
 #
 # Balanced SAM
 # ------------
 # With a ``rho`` above 0 a step takes a second pass: the gradient is that at the worst point, to
-# first order, within a distance of ``rho`` in parameter space. 0.05, the default, is a fair start.
-# At equal cost weights alone may train for twice the epochs, so that is the run to compare with.
+# first order, within a distance of ``rho`` in parameter space. 0.05 is the default; it is not tuned
+# here. At equal cost weights alone may train for twice the epochs, so compare with that run.
 
 runs["exponent 1.0, longer"] = fit(1.0, epochs=40)
 runs["exponent 1.0, BSAM"] = fit(1.0, rho=0.05)

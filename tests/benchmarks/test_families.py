@@ -116,6 +116,7 @@ def forget() -> None:
         families.curve,
         families.difference,
         families.distance,
+        families.gain_of_weights,
         families._results,
         fresh_seeds.results,
     ):
@@ -191,6 +192,21 @@ def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) ->
     assert cells[3].startswith("**+50.00 [+50.00, +50.00]")
     assert cells[5].startswith("**+")
     assert cells[6] == "1.50"
+
+
+def test_the_table_of_weights_sets_the_chosen_exponent_beside_none(records: Path) -> None:
+    def without_noise(exponent: float, seed: int, targets: Array) -> Array:
+        return np.where(targets > 2500, 300 - 100 * exponent, 60 + 40 * exponent)
+
+    write_family(records, BASIS, without_noise)
+    header, _, row = tables.weights(NAME).splitlines()
+    assert header.count("|") == row.count("|")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["Airports (m)", "0.25", "180.00"]
+    # 25 m less on the few-shot bin and 10 m more on the other one.
+    assert cells[3].startswith("**−7.50 [")
+    assert cells[4].startswith("**+3.00 [")
+    assert cells[5] == "**−25.00 [−25.00, −25.00]**"
 
 
 def test_the_table_of_exponents_has_each_familys_means(records: Path) -> None:
