@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+try:
+    from torchmetrics import Metric
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "Expected torchmetrics, which adds up over batches, to be installed, but it is not: "
+        "`pip install torchmetrics`."
+    ) from error
 
 from balanced_sam._checks import check_choice, check_type
 from balanced_sam._metrics import (

@@ -1,8 +1,10 @@
 """Streaming region metrics: equal to the functional report on the whole, however it is cut."""
 
 import copy
+import importlib
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +59,15 @@ def test_streaming_over_any_batches_equals_the_report_on_the_whole(
     expected = flatten(region_report(predictions, targets, regions))
     assert computed(metrics) == pytest.approx(expected, rel=1e-9, nan_ok=True)
     assert flatten(metrics.report()) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
+def test_missing_torchmetrics_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "balanced_sam.torchmetrics")
+    with pytest.raises(
+        ModuleNotFoundError, match=r"Expected torchmetrics, .* `pip install torchmetrics`"
+    ):
+        importlib.import_module("balanced_sam.torchmetrics")
 
 
 def test_state_does_not_grow_with_the_samples() -> None:
