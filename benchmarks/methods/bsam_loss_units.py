@@ -48,6 +48,7 @@ def _stages(recipe: Recipe, *, exponent: float, rise: float, rho_max: float) -> 
 METHOD = Method(
     title="BSAM, loss units",
     stages=_stages,
-    constants={"exponent": 0.5, "rise": 0.1, "rho_max": 0.5},
+    constants={"exponent": 0.5, "rise": 1.0, "rho_max": 0.1},
+    tuned={name: {"epochs": 80, "exponent": 1.0} for name in ("airports", "melting_points")},
     place=18,
 )

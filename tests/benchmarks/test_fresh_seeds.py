@@ -28,6 +28,7 @@ RIVALS = {
         "random_perturbation",
         "weighted_balanced_head",
         "bsam_weighted",
+        "bsam_loss_units",
     ],
     "melting_points": [
         "weighted_capped",
@@ -36,6 +37,7 @@ RIVALS = {
         "random_perturbation",
         "weighted_balanced_head",
         "bsam_weighted",
+        "bsam_loss_units",
     ],
 }
 """The methods that were tuned as weights alone and BSAM were."""
