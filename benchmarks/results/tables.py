@@ -164,7 +164,7 @@ def rivals(*datasets: str) -> str:
             rows.append(
                 [
                     _title(name),
-                    get_method(method).title,
+                    families.FAMILIES.get(method, get_method(method).title),
                     *(f"{error:.{DECIMALS[balanced]}f}" for error in errors),
                     cells.get((name, method), ""),
                     f"{passes:.2f}",

@@ -111,10 +111,9 @@ plt.show()
 # %%
 # For both methods the mean loss of the few-shot samples rises most. After BSAM it rises less than
 # after SQINV. But the loss at :math:`w`, before the rise, is higher after BSAM in every region.
-# The order of the two methods depends on the training: it may be the opposite after fewer steps, or
-# with SGD as base optimizer. This is one small task, one ``rho`` and four seeds: it shows
-# what is meant by sharpness per region and is no evidence of a gain. Mean and standard deviation
-# over the seeds, in target units:
+# The order of the two methods may be the opposite after fewer steps, or with SGD as base optimizer.
+# This is one small task, one ``rho`` and four seeds: it shows what is meant by sharpness per region
+# and is no evidence of a gain. Mean and standard deviation over the seeds, in target units:
 
 print(f"{'':6}" + "".join(f"{region:>16}" for region in masks))
 for title, at in (("w", 0), (f"w + eps, rho = {RADII[-1]:g}", -1)):

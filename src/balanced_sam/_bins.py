@@ -136,8 +136,8 @@ class TargetBins:
         Args:
             targets: Training targets of any shape, in target units, finite.
             bins: The number of bins (an upper limit for whole numbers), or the name of a rule of
-                :func:`numpy.histogram_bin_edges`. ``"auto"`` copes with a heavy tail, and with most
-                targets being one value; ``"fd"`` copes with neither. A rule assumes independent
+                :func:`numpy.histogram_bin_edges`. ``"auto"`` copes with most targets being one
+                value, ``"fd"`` does not. A heavy tail leaves bins empty. A rule assumes independent
                 samples: for pixels or steps of a sequence, give a number.
 
         Returns:

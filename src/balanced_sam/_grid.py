@@ -54,7 +54,7 @@ class TargetGrid:
 
         Each target is cut as by :meth:`TargetBins.from_targets`. With more targets, a rule
         gives each of them fewer bins: :math:`N^{1/3 - 1/(d + 2)}` times fewer than for one target
-        alone. This makes the error of a histogram smallest.
+        alone. This rate is the best one for large samples.
 
         Args:
             targets: Training targets, shape ``(N, d)`` or ``(..., d)``, in target units, finite.

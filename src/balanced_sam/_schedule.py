@@ -18,7 +18,7 @@ class LambdaRho(LambdaLR):
 
     A step whose rho is 0 costs one pass. Each of these schedules takes one line:
 
-    - warm-up, which a large rho needs: ``lambda t: min(1, (t + 1) / 500)``
+    - warm-up, for a large rho: ``lambda t: min(1, (t + 1) / 500)``
     - late start: ``lambda t: float(t >= 5000)``
     - every third step: ``lambda t: float(t % 3 == 0)``
 
