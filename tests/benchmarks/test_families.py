@@ -129,6 +129,20 @@ def errors_of_basis(exponent: float, seed: int, targets: Array) -> Array:
     return np.where(rare, 300 - 100 * exponent, 60 + 40 * exponent) + 5 * noise
 
 
+def higher_by(more: float) -> Errors:
+    """Return the errors of the basis, each higher by the same."""
+
+    def errors(exponent: float, seed: int, targets: Array) -> Array:
+        return errors_of_basis(exponent, seed, targets) + more
+
+    return errors
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """Return the cells of a Markdown table, row by row."""
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+
+
 def test_the_distance_of_records_covers_that_which_they_were_made_with(records: Path) -> None:
     write_family(records, BASIS, errors_of_basis)
 

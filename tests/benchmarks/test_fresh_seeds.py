@@ -13,10 +13,10 @@ from benchmarks.results.families import BASIS
 from tests.benchmarks.test_families import MEASURED as ON_CURVES
 from tests.benchmarks.test_families import (
     NAME,
-    Array,
-    Errors,
+    cells_of,
     errors_of_basis,
     forget,
+    higher_by,
     write_family,
     write_runs,
 )
@@ -55,17 +55,6 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_runs(fresh_seeds.FOLDER, method, higher_by(more), exponent=0.25)
     yield tmp_path
     forget()
-
-
-def higher_by(more: float) -> Errors:
-    def errors(exponent: float, seed: int, targets: Array) -> Array:
-        return errors_of_basis(exponent, seed, targets) + more
-
-    return errors
-
-
-def cells_of(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
 
 
 @pytest.mark.usefixtures("records")

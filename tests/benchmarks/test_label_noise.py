@@ -10,10 +10,10 @@ from benchmarks.results import families, label_noise, tables
 from benchmarks.results.families import BASIS
 from tests.benchmarks.test_families import (
     NAME,
-    Array,
-    Errors,
+    cells_of,
     errors_of_basis,
     forget,
+    higher_by,
     write_family,
     write_runs,
 )
@@ -33,19 +33,12 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             write_runs(
                 label_noise.FOLDER / f"{level:g}",
                 method,
-                better_by(level / 10 if method == "bsam_weighted" else 0.0),
+                higher_by(-level / 10 if method == "bsam_weighted" else 0.0),
                 exponent=0.25,
                 label_noise=level,
             )
     yield tmp_path
     forget()
-
-
-def better_by(gain: float) -> Errors:
-    def errors(exponent: float, seed: int, targets: Array) -> Array:
-        return errors_of_basis(exponent, seed, targets) - gain
-
-    return errors
 
 
 @pytest.mark.usefixtures("records")
@@ -61,10 +54,7 @@ def test_levels_come_by_size_after_the_runs_without_noise() -> None:
 
 @pytest.mark.usefixtures("records")
 def test_the_table_has_the_difference_at_each_level() -> None:
-    rows = [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for row in tables.label_noise("bsam_weighted").splitlines()
-    ]
+    rows = cells_of(tables.label_noise("bsam_weighted"))
     assert rows[0] == ["Data set", "Label noise", "Weights alone", "BSAM", "Difference"]
     assert [row[1] for row in rows[2:]] == ["0", "50", "200", "1000"]
     assert rows[2][4] == "+0.00 [+0.00, +0.00]"
