@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from balanced_sam._bins import TargetBins
+from balanced_sam._bins import Rule, TargetBins
 from balanced_sam._checks import check_callable, check_counts, check_real
 from balanced_sam._grid import Bins, TargetGrid, check_bins, per_width
 
@@ -138,7 +139,7 @@ class TargetWeights(nn.Module):
     def from_targets(
         cls,
         targets: Tensor,
-        bins: Bins | None = None,
+        bins: Bins | int | Rule = "auto",
         *,
         scheme: Scheme | float = "sqinv",
         smoothing: Callable[[Tensor], Tensor] | None = None,
@@ -150,8 +151,8 @@ class TargetWeights(nn.Module):
         Args:
             targets: Training targets of any shape (a vector, a stack of maps), in target units; for
                 a grid, shape ``(..., d)``.
-            bins: The bins of the target range, or a grid of several; if None, the bins of
-                :meth:`TargetBins.from_targets`.
+            bins: The bins of the target range, or a grid of several; for one target also the number
+                of bins or a rule, as in :meth:`TargetBins.from_targets`.
             scheme: As in :meth:`from_counts`.
             smoothing: As in :meth:`from_counts`.
             clip_counts: As in :meth:`from_counts`.
@@ -176,8 +177,8 @@ class TargetWeights(nn.Module):
             >>> TargetWeights.from_targets(targets, scheme="inv").bin_weights
             tensor([2.0000, 0.5000, 2.0000])
         """
-        if bins is None:
-            bins = TargetBins.from_targets(targets)
+        if isinstance(bins, int | np.integer | str):
+            bins = TargetBins.from_targets(targets, bins)
         check_bins(bins)
         weights = cls.from_counts(
             bins,

@@ -223,7 +223,7 @@ def test_uniform_bins_whose_edges_are_rounded_weigh_by_the_counts_themselves() -
 @pytest.mark.parametrize(
     ("targets", "bins", "message"),
     [
-        (torch.full((9,), 3.0), None, "All target weights are the same over TargetBins.1 bins"),
+        (torch.full((9,), 3.0), "auto", "All target weights are the same over TargetBins.1 bins"),
         (torch.arange(6.0), TargetBins([0, 2, 4, 6]), "All target weights are the same"),
         (torch.tensor([0.5, 0.5, 9.5]), TargetBins.uniform(0, 10, width=1), "8 bins of .* empty"),
         (
@@ -249,6 +249,9 @@ def test_targets_alone_give_weights_over_bins_from_the_data() -> None:
     targets = torch.cat([torch.rand(900), 1 + torch.rand(100)])
     weights = TargetWeights.from_targets(targets)
     assert weights.bins == TargetBins.from_targets(targets)
+    for bins in (20, np.int64(20), "fd"):
+        weights = TargetWeights.from_targets(targets, bins)
+        assert weights.bins == TargetBins.from_targets(targets, bins)
     assert weights(torch.tensor(1.5)) > 2 * weights(torch.tensor(0.5))
 
 
@@ -602,6 +605,21 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             lambda: TargetWeights.from_targets(ONES, [0, 1, 2]),
             TypeError,
             "`bins` to be TargetBins or TargetGrid",
+        ),
+        (
+            lambda: TargetWeights.from_targets(ONES, True),
+            TypeError,
+            "`bins` to be a number of bins or the name of a rule, but got bool",
+        ),
+        (
+            lambda: TargetWeights.from_targets(ONES, 0),
+            ValueError,
+            "`bins` to give 1 to .* but got 0",
+        ),
+        (
+            lambda: TargetWeights.from_targets(torch.rand(9, 2), 5),
+            ValueError,
+            r"one target",
         ),
         (
             lambda: TargetWeights.from_counts(None, ONES),
