@@ -63,7 +63,7 @@ def goals(record: Figures) -> list[Figures]:
     by_path = _ours_by_path(record["counts"])
     for path, counts in by_path.items():
         calls = [count["calls"] for count in counts]
-        goal("operator calls, most less fewest", path, max(calls) - min(calls), 0)
+        goal("operator calls, difference of networks", path, max(calls) - min(calls), 0)
         goal("peak copies of the weights", path, max(c["peak_copies"] for c in counts), 1.01)
     reads = max(count["host_reads"] for count in by_path["accelerator"])
     goal("host reads", "accelerator", reads, 0)
