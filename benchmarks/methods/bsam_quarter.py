@@ -56,8 +56,5 @@ METHOD = Method(
     title="BSAM, quarter",
     stages=stages,
     constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0, "exponent": 0.5},
-    tuned={
-        "rooms": {"rho_quarter": 0.001},
-    },
     place=17,
 )

@@ -30,7 +30,6 @@ METHOD = Method(
     constants={"retrain_epochs": 90, "retrain_lr": 1e-3},
     tuned={
         "nyud2_dir": {"retrain_epochs": 10, "retrain_lr": 0.0},
-        "rooms": {"retrain_epochs": 5, "retrain_lr": 0.1},
     },
     place=7,
 )

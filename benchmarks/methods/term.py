@@ -37,7 +37,6 @@ METHOD = Method(
     constants={"term_t": 0.05},
     tuned={
         "nyud2_dir": {"term_t": 0.1},
-        "rooms": {"term_t": 0.01},
     },
     place=8,
 )

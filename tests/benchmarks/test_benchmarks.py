@@ -665,32 +665,6 @@ class TestCommittedRecords:
             errors = [epoch[error] for epoch in run.history[first:]]
             assert run.best_epoch == first + errors.index(min(errors))
 
-    def test_the_recipe_of_rooms_is_the_choice_of_the_best_epochs(self) -> None:
-        name = "rooms"  # not tuned by the end of training yet
-        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-        lr = get_dataset(name).recipe.lr
-        for entry, methods in (
-            ("lr", ("vanilla", "sqinv")),
-            ("rho", ("sam", "bsam")),
-            ("rho_quarter", ("bsam_quarter",)),
-            ("term_t", ("term",)),
-            ("retrain_lr", ("rrt",)),
-            ("balanced_mse_lr", ("balanced_mse_gai", "balanced_mse_bmc")),
-        ):
-            chosen = {plan(name, method).description[entry] for method in methods}
-            epochs = plan(name, methods[0]).constants.get("balanced_mse_epochs")
-            if entry == "balanced_mse_lr" and epochs == 0:
-                # Where Balanced MSE trains the whole network, there is no head to tune.
-                continue
-            error: dict[float, float] = {}
-            for row in (row for method in methods for row in choices[method].values()):
-                # The others are chosen among the runs with the chosen learning rate.
-                if entry == "lr" or row["recipe"]["lr"] == lr:
-                    value = row["recipe"][entry]
-                    error[value] = error.get(value, 0) + row["best"]["all"]
-            assert len(error) > 2
-            assert chosen == {min(error, key=error.__getitem__)}
-
     def test_tuning_seeds_are_not_reported(
         self, committed: tuple[str, dict[str, list[Record]]]
     ) -> None:
