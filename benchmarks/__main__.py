@@ -250,7 +250,7 @@ def _overhead(options: argparse.Namespace) -> None:
 
     from benchmarks.costs.overhead.record import default_path, measure
     from benchmarks.costs.overhead.report import tables
-    from benchmarks.results.tables import markdown
+    from benchmarks.results.cells import markdown
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("Expected a GPU for --device cuda, but torch finds none.")
@@ -303,11 +303,11 @@ def _add_table(commands: Commands) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from benchmarks.results import tables
+    from benchmarks.results import tables, texts
     from benchmarks.results.results import Results
 
     if options.check or options.write:
-        filled = {path: tables.fill(path.read_text()) for path in tables.TEXTS}
+        filled = {path: texts.fill(path.read_text()) for path in texts.TEXTS}
         stale = [path for path, text in filled.items() if text != path.read_text()]
         if options.check and stale:
             names = ", ".join(map(str, stale))

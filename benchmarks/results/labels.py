@@ -10,7 +10,7 @@ from torch import Tensor
 from balanced_sam import TargetWeights
 from benchmarks.experiment.dataset import REGIONS, Dataset
 from benchmarks.methods._losses import smooth_of
-from benchmarks.results.tables import TITLES, markdown
+from benchmarks.results.cells import TITLES, markdown
 
 Weighting = tuple[
     str,

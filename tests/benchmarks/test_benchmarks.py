@@ -29,7 +29,7 @@ from benchmarks.experiment.record import (
     write_record,
 )
 from benchmarks.experiment.registry import dataset_names, get_dataset, method_names
-from benchmarks.results import tables
+from benchmarks.results import tables, texts
 from benchmarks.results.intervals import (
     differ_from_zero,
     metric_on_draws,
@@ -680,10 +680,10 @@ class TestCommittedRecords:
 
 def test_tables_are_filled_between_their_markers() -> None:
     text = "before <!-- table: published agedb_dir -->\nold\n<!-- end table --> after"
-    filled = tables.fill(text)
+    filled = texts.fill(text)
     assert re.search(r"\| BSAM +\| 6\.067 \| 5\.801 \| +6\.304 \| +7\.928 \|", filled)
     assert "old" not in filled
-    assert tables.fill(filled) == filled
+    assert texts.fill(filled) == filled
     assert filled.startswith("before ")
     assert filled.endswith(" after")
 

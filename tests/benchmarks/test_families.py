@@ -13,7 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED, Record, write_record
 from benchmarks.experiment.registry import get_dataset
-from benchmarks.results import families, fresh_seeds, plots, tables
+from benchmarks.results import answers, families, fresh_seeds, plots
 from benchmarks.results.families import BASIS, EXPONENTS, distance, distances
 from benchmarks.training import pool
 from benchmarks.training.evaluation import resolution
@@ -196,7 +196,7 @@ def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) ->
         return errors_of_basis(exponent, seed, targets) + 50
 
     write_family(records, "bsam_weighted", higher)
-    header, _, row = tables.pays("bsam_weighted").splitlines()
+    header, _, row = answers.pays("bsam_weighted").splitlines()
     assert " Weights alone |" in header
     assert " BSAM |" in header
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -206,6 +206,7 @@ def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) ->
     assert cells[3].startswith("**+")
     assert cells[4] == "1.50"
     assert "exponent 0.25" in cells[5]
+    assert answers.pays("bsam_weighted", NAME) == answers.pays("bsam_weighted")
 
 
 def test_the_table_of_weights_sets_the_chosen_exponent_beside_none(records: Path) -> None:
@@ -213,7 +214,7 @@ def test_the_table_of_weights_sets_the_chosen_exponent_beside_none(records: Path
         return np.where(targets > 2500, 300 - 100 * exponent, 60 + 40 * exponent)
 
     write_family(records, BASIS, without_noise)
-    header, _, row = tables.weights(NAME).splitlines()
+    header, _, row = answers.weights(NAME).splitlines()
     assert header.count("|") == row.count("|")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["Airports (m)", "0.25", "180.00"]
@@ -225,7 +226,7 @@ def test_the_table_of_weights_sets_the_chosen_exponent_beside_none(records: Path
 
 def test_the_table_of_exponents_has_each_familys_means(records: Path) -> None:
     write_family(records, BASIS, errors_of_basis)
-    rows = tables.exponents(NAME).splitlines()[2:]
+    rows = answers.exponents(NAME).splitlines()[2:]
     assert len(rows) == len(EXPONENTS)
     for row, exponent in zip(rows, EXPONENTS, strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
-from benchmarks.results import families, fresh_seeds, tables
+from benchmarks.results import answers, families, fresh_seeds
 from benchmarks.results.families import BASIS
 from tests.benchmarks.test_families import MEASURED as ON_CURVES
 from tests.benchmarks.test_families import (
@@ -59,7 +59,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("records")
 def test_the_table_of_rivals_sets_each_beside_weights_alone() -> None:
-    header, _, *rows = cells_of(tables.rivals(NAME))
+    header, _, *rows = cells_of(answers.rivals(NAME))
     assert header[:2] == ["Data set", "Method"]
     assert [row[1] for row in rows] == ["Weights alone", "Weighted, capped", "BSAM"]
     assert {row[0] for row in rows} == {"Airports (m)"}
@@ -76,7 +76,7 @@ def test_the_table_of_rivals_sets_each_beside_weights_alone() -> None:
 
 @pytest.mark.usefixtures("records")
 def test_the_table_of_what_pays_has_the_difference_again() -> None:
-    header, _, row = cells_of(tables.pays("bsam_weighted"))
+    header, _, row = cells_of(answers.pays("bsam_weighted"))
     assert header[1:3] == ["Difference", "Again, fresh seeds"]
     assert row[1:3] == ["+0.00 [+0.00, +0.00]", "**+20.00 [+20.00, +20.00]**"]
 
@@ -85,7 +85,7 @@ def test_a_data_set_without_such_runs_has_none(records: Path) -> None:
     for path in (records / "fresh_seeds").rglob("seed-*"):
         path.unlink()
     assert fresh_seeds.measured("bsam_weighted") == []
-    *_, row = cells_of(tables.pays("bsam_weighted"))
+    *_, row = cells_of(answers.pays("bsam_weighted"))
     assert row[2] == "none"
 
 

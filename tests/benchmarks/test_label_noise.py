@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiment.plan import plan
-from benchmarks.results import families, label_noise, tables
+from benchmarks.results import answers, families, label_noise
 from benchmarks.results.families import BASIS
 from tests.benchmarks.test_families import (
     NAME,
@@ -54,7 +54,7 @@ def test_levels_come_by_size_after_the_runs_without_noise() -> None:
 
 @pytest.mark.usefixtures("records")
 def test_the_table_has_the_difference_at_each_level() -> None:
-    rows = cells_of(tables.label_noise("bsam_weighted"))
+    rows = cells_of(answers.label_noise("bsam_weighted"))
     assert rows[0] == ["Data set", "Label noise", "Weights alone", "BSAM", "Difference"]
     assert [row[1] for row in rows[2:]] == ["0", "50", "200", "1000"]
     assert rows[2][4] == "+0.00 [+0.00, +0.00]"

@@ -1,0 +1,182 @@
+"""Tables of what pays: families and rivals beside weights alone."""
+
+import math
+
+from benchmarks.experiment.dataset import REGIONS
+from benchmarks.experiment.registry import get_dataset, get_method
+from benchmarks.results import families, fresh_seeds
+from benchmarks.results import label_noise as noise
+from benchmarks.results.cells import DECIMALS, TITLES, difference_cell, markdown
+from benchmarks.results.intervals import differ_from_zero
+from benchmarks.results.results import Interval
+
+
+def pays(method: str, *shown: str) -> str:
+    """Return what a family gains over weights alone, a row a data set, see ``results.families``.
+
+    The first difference is that of the curves' runs, the second that of fresh seeds. What differs
+    from 0, corrected over all data sets, is bold.
+
+    Args:
+        method: The family.
+        shown: Data sets with a row; all if there is none.
+    """
+    datasets = families.measured(method)
+    title = families.FAMILIES[method]
+    found = {
+        name: (
+            families.difference(name, method, region="all", metric=families.balanced_metric(name)),
+            _on_fresh_seeds(name, method),
+            families.distance(name, method),
+        )
+        for name in datasets
+    }
+    are_real = iter(differ_from_zero([ends for of_name in found.values() for ends in of_name]))
+    basis = families.FAMILIES[families.BASIS]
+    heads = ["Difference", "Again, fresh seeds", "Few-shot at equal all", "Passes"]
+    rows = [["Data set", *heads, basis, title]]
+    for name in datasets:
+        ours, reference = (families.chosen(name, m) for m in (method, families.BASIS))
+        balanced = families.balanced_metric(name)
+        differences = [
+            difference_cell(ends, next(are_real), metric)
+            for ends, metric in zip(
+                found[name], (balanced, balanced, ours.results.metric), strict=True
+            )
+        ]
+        if shown and name not in shown:
+            continue
+        passes = f"{ours.passes / reference.passes:.2f}"
+        cells = [_chosen_point(point) for point in (reference, ours)]
+        rows.append([_title(name), *differences, passes, *cells])
+    return markdown(rows)
+
+
+def weights(*datasets: str) -> str:
+    """Return what weights change, with the chosen exponent, beside training without weights.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    rows = [["Data set", "Exponent", "Error without", "Difference", "All", "Few"]]
+    balanced = {name: families.balanced_metric(name) for name in datasets}
+    of_first = {name: get_dataset(name).metrics[0] for name in datasets}
+    errors = {
+        name: [
+            (name, "all", balanced[name]),
+            (name, "all", of_first[name]),
+            (name, "few", of_first[name]),
+        ]
+        for name in datasets
+    }
+    # Once, where the first two are the same.
+    found = {
+        error: families.gain_of_weights(error[0], region=error[1], metric=error[2])
+        for of_name in errors.values()
+        for error in of_name
+    }
+    are_real = dict(zip(found, differ_from_zero(list(found.values())), strict=True))
+    for name, metric in balanced.items():
+        point = families.chosen(name, families.BASIS)
+        without = families.curve(name, families.BASIS)[0].mean("all", metric)
+        cells = [f"{point.exponent:g}", f"{without:.{DECIMALS[metric]}f}"]
+        cells += [difference_cell(found[e], are_real[e], metric) for e in errors[name]]
+        rows.append([_title(name), *cells])
+    return markdown(rows)
+
+
+def rivals(*datasets: str) -> str:
+    """Return the errors of every method that was tuned, on fresh seeds, beside weights alone.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    compared = [(name, method) for name in datasets for method in fresh_seeds.rivals(name)]
+    found = [_on_fresh_seeds(name, method) for name, method in compared]
+    are_real = differ_from_zero(found)
+    cells = {
+        pair: difference_cell(ends, is_real, families.balanced_metric(pair[0]))
+        for pair, ends, is_real in zip(compared, found, are_real, strict=True)
+    }
+    rows = [["Data set", "Method", "All", "Few", "bMAE", "Difference of bMAE", "Passes"]]
+    for name in datasets:
+        results = fresh_seeds.results(name)
+        balanced = results.metric
+        basis = results.records[families.BASIS][0]
+        for method in results.methods:
+            of_first = results.by(metric=results.dataset.metrics[0])
+            errors = [of_first.mean(method, region=region) for region in ("all", "few")]
+            errors += [results.mean(method, region="all")]
+            passes = results.records[method][0].passes / basis.passes
+            rows.append(
+                [
+                    _title(name),
+                    families.FAMILIES.get(method, get_method(method).title),
+                    *(f"{error:.{DECIMALS[balanced]}f}" for error in errors),
+                    cells.get((name, method), ""),
+                    f"{passes:.2f}",
+                ]
+            )
+    return markdown(rows)
+
+
+def exponents(dataset: str) -> str:
+    """Return the errors of each family with each exponent, at the end of training."""
+    balanced = families.balanced_metric(dataset)
+    heads = [*TITLES.values(), balanced, f"Validation {balanced}"]
+    rows = [["Method", "Exponent", "Runs", "Epochs", "Passes", *heads]]
+    for method, title in families.FAMILIES.items():
+        for point in families.curve(dataset, method):
+            decimals = DECIMALS[point.results.metric]
+            errors = [point.mean(region) for region in REGIONS]
+            errors += [point.mean("all", balanced), point.validation]
+            runs = point.results.records[method]
+            cells = [f"{point.exponent:g}", str(len(runs)), str(runs[0].recipe["epochs"])]
+            cells += [f"{runs[0].passes:g}"]
+            rows.append([title, *cells, *(f"{error:.{decimals}f}" for error in errors)])
+    return markdown(rows)
+
+
+def label_noise(method: str) -> str:
+    """Return the balanced error of weights alone and of a family at each level of label noise.
+
+    What differs from 0, corrected over the table, is bold.
+    """
+    runs = [
+        (name, level, results.by(metric=families.balanced_metric(name)))
+        for name in noise.measured()
+        for level, results in noise.by_level(name).items()
+    ]
+    found = [results.difference(method, families.BASIS, region="all") for *_, results in runs]
+    titles = [families.FAMILIES[m] for m in (families.BASIS, method)]
+    rows = [["Data set", "Label noise", *titles, "Difference"]]
+    for (name, level, results), ends, is_real in zip(
+        runs, found, differ_from_zero(found), strict=True
+    ):
+        decimals = DECIMALS[results.metric]
+        means = [results.mean(m, region="all") for m in (families.BASIS, method)]
+        cells = [f"{level:g}", *(f"{mean:.{decimals}f}" for mean in means)]
+        difference = difference_cell(ends, is_real, results.metric)
+        rows.append([_title(name), *cells, difference])
+    return markdown(rows)
+
+
+def _on_fresh_seeds(dataset: str, method: str) -> Interval:
+    """Return the balanced difference of a family to weights alone there, NaN if it has no runs."""
+    if dataset not in fresh_seeds.measured(method):
+        return Interval(math.nan, math.nan, math.nan)
+    return fresh_seeds.results(dataset).difference(method, families.BASIS, region="all")
+
+
+def _chosen_point(point: families.Point) -> str:
+    """Return the balanced error of a family's chosen exponent, and what was chosen."""
+    balanced = families.balanced_metric(point.results.name)
+    error = point.mean("all", balanced)
+    recipe = point.results.records[point.method][0].recipe
+    words = [f"exponent {point.exponent:g}", f"{recipe['epochs']} epochs"]
+    words += [f"rho {recipe['rho']:g}"] if "rho" in recipe else []
+    return f"{error:.{DECIMALS[balanced]}f} ({', '.join(words)})"
+
+
+def _title(dataset: str) -> str:
+    """Return the title of a data set and the unit of its target."""
+    about = get_dataset(dataset)
+    return f"{about.title} ({about.unit})"

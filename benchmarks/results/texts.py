@@ -1,0 +1,46 @@
+"""Texts, whose tables are made anew from the records, between markers."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.results import answers, tables
+from benchmarks.results.results import committed
+
+PAGES = ("pays", "results", "cost")
+TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
+_BLOCK = re.compile(r"(<!-- table: (?P<call>.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """Return ``text`` with what stands between table markers made anew from the records.
+
+    A marker names a table and its arguments::
+
+        <!-- table: summary rotated_digits last_epoch MAE -->
+        <!-- end table -->
+    """
+    functions: dict[str, Callable[..., str]] = {
+        "summary": lambda name, selection, metric, *rest: tables.summary(
+            committed(name).by(selection=selection, metric=metric), *rest
+        ),
+        "differences": lambda name, selection, metric, *rest: tables.differences(
+            committed(name).by(selection=selection, metric=metric), *rest
+        ),
+        "pays": answers.pays,
+        "rivals": answers.rivals,
+        "weights": answers.weights,
+        "exponents": answers.exponents,
+        "label_noise": answers.label_noise,
+        "costs": tables.costs,
+        "published": tables.published,
+        "tuning": tables.tuning,
+        "loading": tables.loading,
+        "overhead": tables.overhead,
+    }
+
+    def replace(match: re.Match[str]) -> str:
+        name, *arguments = match["call"].split()
+        return f"{match[1]}\n{functions[name](*arguments)}\n\n{match[3]}"
+
+    return _BLOCK.sub(replace, text)
