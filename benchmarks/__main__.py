@@ -114,6 +114,11 @@ def _add_run(commands: Commands) -> None:
         help="weights of mean 1, learning rate and weight decay converted",
     )
     parser.add_argument(
+        "--chosen",
+        action="store_true",
+        help="take the exponent of the weights that was chosen among the committed ones",
+    )
+    parser.add_argument(
         "--set",
         type=_change,
         action="append",
@@ -126,9 +131,13 @@ def _add_run(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.experiment.plan import changes_by_method
+    from benchmarks.results import families
     from benchmarks.training.pool import Run, run_all
 
     changes = changes_by_method(options.methods, dict(options.set))
+    if options.chosen:
+        for method in options.methods:
+            changes[method]["exponent"] = families.chosen(options.dataset, method).exponent
     runs = [
         Run(
             options.dataset,

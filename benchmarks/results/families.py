@@ -95,8 +95,17 @@ def curve(dataset: str, method: str) -> tuple[Point, ...]:
 
 
 def chosen(dataset: str, method: str) -> Point:
-    """Return the exponent with the lowest balanced validation error."""
-    return min(curve(dataset, method), key=lambda point: point.validation)
+    """Return the exponent with the lowest balanced validation error.
+
+    Raises:
+        ValueError: If an exponent has no records.
+    """
+    points = curve(dataset, method)
+    if not points:
+        raise ValueError(
+            f"Expected records of {method} on {dataset} with each exponent in {FOLDER}."
+        )
+    return min(points, key=lambda point: point.validation)
 
 
 def settings_by_epochs(choices: dict[str, Any]) -> dict[int, Any]:

@@ -3,8 +3,8 @@
 Weights alone and BSAM run once more, as a check of the figures of the curves, and beside them every
 method that was tuned as they were::
 
-    python -m benchmarks run airports weighted bsam_weighted averaged --set exponent=1.0 \
-        --seeds 10 11 12 --records benchmarks/records/fresh_seeds
+    python -m benchmarks run airports weighted bsam_weighted --chosen --seeds 10 11 12 \
+        --records benchmarks/records/fresh_seeds
 """
 
 from functools import cache

@@ -2,8 +2,8 @@
 
 Each level is run with the settings that were chosen without noise::
 
-    python -m benchmarks run airports weighted bsam_weighted --set label_noise=100 \
-        --set exponent=1.0 --seeds 0 1 2 --records benchmarks/records/label_noise/100
+    python -m benchmarks run airports weighted bsam_weighted --chosen --set label_noise=100 \
+        --seeds 0 1 2 --records benchmarks/records/label_noise/100
 """
 
 from benchmarks.experiment.record import COMMITTED

@@ -189,6 +189,19 @@ def test_a_command_runs_each_exponent_and_goes_on(monkeypatch: pytest.MonkeyPatc
         assert run.path == folder / NAME / run.method / f"seed-{run.seed}.json"
 
 
+def test_a_command_takes_the_chosen_exponent(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family(records, BASIS, errors_of_basis)
+    planned: list[pool.Run] = []
+    monkeypatch.setattr(pool, "run_all", lambda runs, **_: planned.extend(runs))
+    main(["run", NAME, BASIS, "--chosen", "--set", "label_noise=100"])
+    (run,) = planned
+    assert run.changes == {"exponent": 0.25, "label_noise": 100}
+    with pytest.raises(SystemExit, match=f"Expected records of bsam_weighted on {NAME} with each"):
+        main(["run", NAME, "bsam_weighted", "--chosen"])
+
+
 def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) -> None:
     write_family(records, BASIS, errors_of_basis)
 

@@ -11,14 +11,27 @@ from benchmarks.training import pool
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+LOOP = re.compile(
+    r"^for (?P<name>\w+) in (?P<values>[^;\n]+); do\n(?P<body>.+?)^done$", re.M | re.S
+)
+
+
+def unrolled(text: str) -> str:
+    """Return a text with its long lines joined and its loops unrolled, as a shell runs them."""
+
+    def unroll(loop: re.Match[str]) -> str:
+        values = loop["values"].split()
+        return "".join(loop["body"].replace(f"${loop['name']}", value) for value in values)
+
+    return LOOP.sub(unroll, text.replace("\\\n", ""))
+
+
 COMMANDS = sorted(
     {
-        line.partition("  #")[0].replace("{0..19}", "0 1").replace("{0..9}", "0 1")
+        re.sub(r"\{(\d+)\.\.\d+\}", r"\1", line.partition("  #")[0])
         for text in TEXTS
         for line in re.findall(
-            r"^python -m benchmarks ((?:run|exponents) .*)",
-            text.read_text().replace("\\\n", ""),
-            re.M,
+            r"^ *python -m benchmarks ((?:run|exponents) .*)", unrolled(text.read_text()), re.M
         )
     }
 )
