@@ -114,17 +114,21 @@ def trade(*names: str) -> Figure:
                 color=COLORS[method],
                 label=title,
             )
+            # To either side of the curves, which may rise or fall.
+            (first_all, first_few), (last_all, last_few) = errors[0], errors[-1]
+            rises = (last_all - first_all) * (last_few - first_few) > 0
+            is_below = method == families.BASIS
             for point, error in zip(points, errors, strict=True):
                 axes.annotate(
                     f"{point.exponent:g}",
                     error,
-                    xytext=(-4, -9) if method == families.BASIS else (4, 3),
+                    xytext=(4 if is_below == rises else -4, -9 if is_below else 3),
                     textcoords="offset points",
-                    ha="right" if method == families.BASIS else "left",
+                    ha="left" if is_below == rises else "right",
                     fontsize=7,
                     color=COLORS[method],
                 )
-        axes.margins(0.1)
+        axes.margins(0.13)
         axes.set_title(dataset.title, fontsize=10)
         axes.set_xlabel(f"All targets, {dataset.metrics[0]} ({dataset.unit})")
         if axes.get_subplotspec().is_first_col():
@@ -147,7 +151,7 @@ def error_and_epochs(*names: str) -> Figure:
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
         ticks = set()
         for method, title in families.FAMILIES.items():
-            if method not in choices:
+            if not families.curve(name, method):
                 continue
             settings = families.settings_by_epochs(choices[method])
             ticks |= settings.keys()

@@ -333,6 +333,7 @@ def test_every_target_counts_alike_in_the_balanced_metric() -> None:
 MEASURED = (
     "airports",
     "melting_points",
+    "rooms",
     "rotated_and_scaled_digits",
     "rotated_digits",
     "satellite_elevation",
