@@ -64,7 +64,7 @@ def test_commands_are_targets_of_the_makefile() -> None:
     clone, install, *make = commands
     source = clone.removeprefix("git clone ")
     assert f'Source = "{source}"' in (ROOT / "pyproject.toml").read_text()
-    assert install == "pip install ./balanced-sam"
+    assert install.partition("  #")[0] == "pip install ./balanced-sam"
     assert make == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     for command in make:
