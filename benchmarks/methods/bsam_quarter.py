@@ -56,5 +56,9 @@ METHOD = Method(
     title="BSAM, quarter",
     stages=stages,
     constants={"rho_quarter": 0.05, "rho_warmup_epochs": 0, "exponent": 0.5},
+    tuned={
+        "airports": {"epochs": 80, "exponent": 1.0, "rho_quarter": 0.03},
+        "melting_points": {"exponent": 0.75, "rho_quarter": 0.03},
+    },
     place=17,
 )
