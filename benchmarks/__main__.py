@@ -131,11 +131,12 @@ def _add_run(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.experiment.plan import changes_by_method
-    from benchmarks.results import families
     from benchmarks.training.pool import Run, run_all
 
     changes = changes_by_method(options.methods, dict(options.set))
     if options.chosen:
+        from benchmarks.results import families
+
         for method in options.methods:
             changes[method]["exponent"] = families.chosen(options.dataset, method).exponent
     runs = [

@@ -20,8 +20,13 @@ def pays(method: str, *shown: str) -> str:
     Args:
         method: The family.
         shown: Data sets with a row; all if there is none.
+
+    Raises:
+        ValueError: If one of them is not measured.
     """
     datasets = families.measured(method)
+    if unknown := sorted({*shown} - {*datasets}):
+        raise ValueError(f"Expected data sets with curves of {method}, but got {unknown}.")
     title = families.FAMILIES[method]
     found = {
         name: (

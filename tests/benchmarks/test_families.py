@@ -219,7 +219,6 @@ def test_the_table_has_a_row_a_data_set_and_marks_what_differs(records: Path) ->
     assert cells[3].startswith("**+")
     assert cells[4] == "1.50"
     assert "exponent 0.25" in cells[5]
-    assert answers.pays("bsam_weighted", NAME) == answers.pays("bsam_weighted")
 
 
 def test_the_table_of_weights_sets_the_chosen_exponent_beside_none(records: Path) -> None:
@@ -346,6 +345,15 @@ def test_pictures_have_a_panel_a_data_set_in_rows_of_three() -> None:
     axes = plots.error_and_epochs(*MEASURED).axes
     assert [panel.get_title() for panel in axes] == [get_dataset(name).title for name in MEASURED]
     assert {panel.get_gridspec().ncols for panel in axes} == {3}
+
+
+def test_the_table_shows_some_data_sets_as_the_whole_table_does() -> None:
+    *head, airports, _, _, _, _, satellite = answers.pays("bsam_weighted").splitlines()
+    some = answers.pays("bsam_weighted", "airports", "satellite_elevation").splitlines()
+    assert [row.split() for row in some[2:]] == [row.split() for row in (airports, satellite)]
+    assert some[0].split() == head[0].split()
+    with pytest.raises(ValueError, match=r"Expected data sets with curves .* got \['moon'\]"):
+        answers.pays("bsam_weighted", "airports", "moon")
 
 
 def test_the_measured_data_sets_are_those_of_the_texts() -> None:
