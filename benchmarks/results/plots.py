@@ -140,7 +140,7 @@ def trade(*names: str) -> Figure:
 def error_and_epochs(*names: str) -> Figure:
     """Return pictures of the balanced validation error at the end of training against the epochs.
 
-    For each number of epochs the best setting of a family with the exponent 1/2.
+    For each number of epochs the best setting of weights alone, and of BSAM, with the exponent 1/2.
 
     Args:
         names: Of the data sets, a panel each.
@@ -150,9 +150,7 @@ def error_and_epochs(*names: str) -> Figure:
         dataset = get_dataset(name)
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
         ticks = set()
-        for method, title in families.FAMILIES.items():
-            if not families.curve(name, method):
-                continue
+        for method in (families.BASIS, "bsam_weighted"):
             settings = families.settings_by_epochs(choices[method])
             ticks |= settings.keys()
             axes.plot(
@@ -161,7 +159,7 @@ def error_and_epochs(*names: str) -> Figure:
                 marker="o",
                 markersize=4,
                 color=COLORS[method],
-                label=title,
+                label=families.FAMILIES[method],
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])

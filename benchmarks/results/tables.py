@@ -83,22 +83,41 @@ def published(name: str) -> str:
     return markdown(rows) + f"\n\nSource: {table['source']}"
 
 
-def tuning(dataset: str, method: str = "") -> str:
-    """Return the validation errors at the end of training by which a method's setting was chosen.
+def tuning(dataset: str) -> str:
+    """Return what was tried of each method, the best setting bold, and its validation errors.
 
-    Of all methods if ``method`` is empty.
+    Errors are those at the end of training; the lowest balanced one was chosen. Each setting's are
+    in the data set's ``tuning.json``.
     """
     choices = json.loads((COMMITTED / dataset / "tuning.json").read_text())
     decimals = DECIMALS[get_dataset(dataset).metrics[0]]
     columns = {"all": "All", "few": "Few"}
     if "bMAE" in get_dataset(dataset).metrics:
         columns["balanced"] = "bMAE"
-    rows = [["Method", "Setting", "Seeds", *columns.values()]]
-    for name in [method] if method else sorted(choices, key=place):
-        for setting, row in choices[name].items():
-            cells = [f"{row['last'][name]:.{decimals}f}" for name in columns]
-            rows.append([get_method(name).title, setting, str(len(row["seeds"])), *cells])
+    rows = [["Method", "Settings", "Seeds", *columns.values(), "Tried"]]
+    for name in sorted(choices, key=place):
+        settings, best = choices[name], families.best_setting(choices[name])
+        tried = "; ".join(
+            f"{title} {_values(settings, constant, best)}"
+            for constant, title in _constants(settings).items()
+        )
+        errors = [f"{best['last'][column]:.{decimals}f}" for column in columns]
+        counts = [str(len(settings)), str(len(best["seeds"]))]
+        rows.append([get_method(name).title, *counts, *errors, tried])
     return markdown(rows)
+
+
+def _constants(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the constants that settings name, each with its name in words."""
+    names = [part.split("=")[0] for setting in settings for part in setting.split(",")]
+    return {name: name.replace("_", " ") for name in dict.fromkeys(names)}
+
+
+def _values(settings: dict[str, Any], constant: str, best: Any) -> str:
+    """Return the values of a constant that were tried, the best setting's bold."""
+    chosen = best["recipe"][constant]
+    values = sorted({row["recipe"][constant] for row in settings.values()})
+    return ", ".join(f"**{value:g}**" if value == chosen else f"{value:g}" for value in values)
 
 
 def loading() -> str:

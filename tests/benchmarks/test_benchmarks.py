@@ -688,6 +688,29 @@ def test_tables_are_filled_between_their_markers() -> None:
     assert filled.endswith(" after")
 
 
+def test_the_table_of_settings_has_what_was_tried_and_the_best_in_bold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = {
+        f"epochs={epochs},exponent={exponent}": {
+            "recipe": {"epochs": epochs, "lr": 0.1, "exponent": exponent},
+            "seeds": [100, 101],
+            "last": {"all": epochs, "few": 2 * epochs, "balanced": abs(epochs - 20) + exponent},
+        }
+        for epochs, exponent in ((40, 0.5), (20, 1.0), (20, 0.5), (10, 0.5))
+    }
+    (tmp_path / "airports").mkdir()
+    (tmp_path / "airports" / "tuning.json").write_text(json.dumps({"weighted": choices}))
+    monkeypatch.setattr(tables, "COMMITTED", tmp_path)
+    header, _, row = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.tuning("airports").splitlines()
+    )
+    assert header == ["Method", "Settings", "Seeds", "All", "Few", "bMAE", "Tried"]
+    assert row[1:6] == ["4", "2", "20.00", "40.00", "0.50"]
+    assert row[6] == "epochs 10, **20**, 40; exponent **0.5**, 1"
+
+
 def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
     name = "rotated_and_scaled_digits"
     runs = read_records(COMMITTED, name)["bsam_weighted"]
