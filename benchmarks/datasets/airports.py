@@ -36,8 +36,10 @@ EARTH_RADIUS = 6371
 
 def load(root: Path | None, fold: int = 0) -> Splits:
     """Return the three splits of a fold, of the table below ``root`` or of the package's."""
-    latitudes, longitudes, elevations = read(root)
-    return split_at_random(encode(latitudes, longitudes), elevations.float(), BINS, fold=fold)
+    table = read(root)
+    latitudes, longitudes, elevations = table
+    inputs = encode(latitudes, longitudes)
+    return split_at_random(inputs, elevations.float(), BINS, fold=fold, source=[table])
 
 
 def encode(latitudes: Tensor, longitudes: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ LONGEST = 4
 def load(root: Path | None, fold: int = 0) -> Splits:
     """Return the three splits of a fold, of the tables below ``root`` or of the package's."""
     smiles, kelvin = _read(root)
-    return split_at_random(encode(smiles), kelvin, BINS, fold=fold)
+    text = torch.frombuffer(bytearray("\n".join(smiles), "utf-8"), dtype=torch.uint8)
+    return split_at_random(encode(smiles), kelvin, BINS, fold=fold, source=[text, kelvin])
 
 
 def _read(root: Path | None) -> tuple[list[str], Tensor]:

@@ -44,8 +44,9 @@ NOISE = 0.02
 
 def load(root: Path | None) -> Splits:
     """Return the three splits, rendered anew or read from the files below ``root``."""
-    train, validation, test = _embedded() if root is None else _read_parts(root)
-    return in_memory(train, validation, test, BINS)
+    if root is None:
+        return in_memory(*_embedded(), bins=BINS, source=[COUNTS, torch.tensor(SIZES)])
+    return in_memory(*_read_parts(root), bins=BINS)
 
 
 @cache

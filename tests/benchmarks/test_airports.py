@@ -45,6 +45,18 @@ def test_high_airports_are_rare(splits: Splits) -> None:
     assert few.min() >= 2400
 
 
+def test_the_checksum_is_that_of_the_table_on_every_processor(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sines of another processor differ in the last bit.
+    monkeypatch.setattr(airports, "encode", lambda *places: encode(*places) + 1e-7)
+    other = airports.load(None)
+    assert not torch.equal(other.test.inputs, splits.test.inputs)
+    assert other.checksum == splits.checksum
+    DATASET.write_miniature(tmp_path)
+    assert airports.load(tmp_path).checksum != splits.checksum
+
+
 def test_hardly_two_airports_are_at_one_place(splits: Splits) -> None:
     inputs = torch.cat([splits.train.inputs, splits.validation.inputs, splits.test.inputs])
     # Some waves tell the places apart; to sort by all would take long.

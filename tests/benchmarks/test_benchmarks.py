@@ -474,7 +474,8 @@ class TestRotatedDigits:
             shown.append(set(digits[:, 0, 0, 0].tolist()))
             return digits, torch.zeros(len(digits))
 
-        monkeypatch.setattr(_digits, "_read_digits", lambda root: values)
+        monkeypatch.setattr(rotated_digits, "read_digits", lambda root: values)
+        monkeypatch.setattr(_digits, "_deskew", lambda digits: digits)
         monkeypatch.setattr(rotated_digits, "draw", draw)
         rotated_digits.load(None)
         train_digits, validation, test = shown
@@ -502,6 +503,19 @@ class TestRotatedDigits:
             assert torch.equal(a.inputs, b.inputs)
             assert torch.equal(a.targets, b.targets)
         assert first.checksum == second.checksum
+
+    def test_the_checksum_is_that_of_the_digits_on_every_processor(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaders = [rotated_digits.load, rotated_and_scaled_digits.load]
+        before = [load(None).checksum for load in loaders]
+        # Another processor rounds some pixels the other way.
+        warp = _digits._warp
+        monkeypatch.setattr(_digits, "_warp", lambda *arguments: warp(*arguments) * 1.01)
+        assert [load(None).checksum for load in loaders] == before
+        rotated_digits.DATASET.write_miniature(tmp_path)
+        after = [load(tmp_path).checksum for load in loaders]
+        assert len({*before, *after}) == 4
 
 
 class TestRotatedAndScaledDigits:

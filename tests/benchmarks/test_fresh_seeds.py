@@ -114,6 +114,13 @@ def test_committed_runs_have_the_settings_that_were_chosen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ON_CURVES)
+def test_committed_runs_share_their_data_with_the_curves(name: str) -> None:
+    (run, *_) = families.chosen(name, BASIS).results.records[BASIS]
+    for runs in fresh_seeds.results(name).records.values():
+        assert {run.provenance["data_sha256"]} == {r.provenance["data_sha256"] for r in runs}
+
+
+@pytest.mark.parametrize("name", ON_CURVES)
 def test_committed_runs_share_neither_seeds_nor_processor_with_the_curves(name: str) -> None:
     on_curves = families.chosen(name, BASIS).results.records[BASIS]
     for runs in fresh_seeds.results(name).records.values():

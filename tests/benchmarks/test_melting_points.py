@@ -36,6 +36,18 @@ def test_the_package_holds_the_known_molecules(splits: Splits) -> None:
     assert kelvin.max().item() == pytest.approx(1077.15)
 
 
+def test_the_checksum_is_that_of_the_tables_on_every_processor(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Logarithms of another processor differ in the last bit.
+    monkeypatch.setattr(melting_points, "encode", lambda smiles: encode(smiles) + 1e-7)
+    other = melting_points.load(None)
+    assert not torch.equal(other.test.inputs, splits.test.inputs)
+    assert other.checksum == splits.checksum
+    DATASET.write_miniature(tmp_path)
+    assert melting_points.load(tmp_path).checksum != splits.checksum
+
+
 def test_no_molecule_is_there_twice() -> None:
     smiles, _ = melting_points._read(None)
     assert len(set(smiles)) == len(smiles) == 11384

@@ -163,6 +163,18 @@ def test_parts_are_the_same_bytes_each_time_and_leave_the_global_generator_alone
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_checksum_of_rendered_rooms_is_the_same_on_every_processor(
+    parts: tuple[Pair, Pair, Pair], miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "_embedded", lambda: parts)
+    before = rooms.load(None).checksum
+    # Another processor rounds some pixels the other way.
+    darker = tuple((images // 2, depths) for images, depths in parts)
+    monkeypatch.setattr(rooms, "_embedded", lambda: darker)
+    assert rooms.load(None).checksum == before
+    assert rooms.load(miniature).checksum != before
+
+
 def test_training_depths_have_the_histogram_of_nyud2() -> None:
     chosen = rooms.choose_rooms(
         rooms.SIZES[0], draw_rooms(rooms.POOL, Generator().manual_seed(0)), COUNTS
