@@ -9,7 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 not_traced = _disable_dynamo  # 2.6 to 2.14; `torch.compiler.disable` would import Dynamo at once
 
@@ -41,6 +44,17 @@ HOOKS = tuple(
 def version_of(tensor: Tensor) -> int:
     """Return a number that every write to the tensor changes."""
     return tensor._version  # 2.6 to 2.14
+
+
+def unscale(scaler: GradScaler, base: Optimizer, wrapper: Optimizer) -> None:
+    """Unscale the gradients of the base, unless the user has done so in the name of either."""
+    if not scaler.is_enabled():
+        return
+    states = scaler._per_optimizer_states  # 2.6 to 2.14
+    if id(wrapper) in states:
+        states[id(base)] = states.pop(id(wrapper))
+    if states[id(base)]["stage"] is OptState.READY:  # 2.6 to 2.14
+        scaler.unscale_(base)
 
 
 def check_not_flattened(parameter: Tensor) -> None:

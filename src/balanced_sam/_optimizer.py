@@ -16,6 +16,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from balanced_sam import _guards
 from balanced_sam._base import LeftOut, check_base, complete
 from balanced_sam._checks import check_callable, check_rho, check_type
 from balanced_sam._guards import HOOKS, not_traced
@@ -365,7 +366,10 @@ class BalancedSAM(Optimizer):
             cycle.last_gradient.remember(self.param_groups)
         if has_lost and not cycle.losses:
             # Lightning hands a closure that does nothing to a step called without one.
-            raise RuntimeError(_STEP_ALONE)
+            raise RuntimeError(
+                f"{_STEP_ALONE} To skip a batch by a closure that returns None, first clear the "
+                "gradients that were computed before it."
+            )
         # A closure that clears the gradients itself expects none from before to count.
         if has_lost and cycle.clearings == clearings:
             self._warn_once(
@@ -445,15 +449,15 @@ class BalancedSAM(Optimizer):
             perturbation.restore()
         self._cycle.phase = _Phase.STEP_DUE
 
-    def _descend(self, scaler: GradScaler | None, *, unscales: bool = True) -> None:
+    def _descend(self, scaler: GradScaler | None) -> None:
         """Let the base optimizer, or the scaler for it, use the gradients at hand, if any."""
         self._cycle.phase = None
         if last_with_gradient(self.param_groups) is None:
             return
         try:
-            if scaler is not None and unscales:
+            if scaler is not None:
                 # A fused base would unscale only after the step hooks, which may clip.
-                scaler.unscale_(self.base_optimizer)
+                _guards.unscale(scaler, self.base_optimizer, self)
             self.base_optimizer.step() if scaler is None else scaler.step(self.base_optimizer)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
@@ -478,7 +482,7 @@ class BalancedSAM(Optimizer):
                 "BalancedSAM.step() does nothing where the `perturbed()` block leaves no gradient: "
                 "call `backward` inside it, and clear no gradient before the step."
             )
-        self._descend(scaler, unscales=False)
+        self._descend(scaler)
         self._cycle.last_gradient.remember(self.param_groups)
 
     def _rhos(self) -> list[float]:

@@ -1318,6 +1318,98 @@ def test_manual_loop_with_a_scaler_equals_step_with_closure(clips: bool) -> None
     assert bits(model.parameters()) == bits(twin.parameters())
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+@pytest.mark.parametrize("owner", ["wrapper", "base", "hook"])
+def test_manual_loop_that_clips_and_ends_with_step_and_scaler_unscales_once(
+    owner: str, fused: bool
+) -> None:
+    results = []
+    for scaler in (GradScaler("cpu", init_scale=4096.0), GradScaler("cpu", enabled=False)):
+        model, closure, _ = scaled_problem(scaler)
+        base = SGD(model.parameters(), lr=0.05, fused=fused)
+        optimizer = BalancedSAM(model.parameters(), base, rho=0.2)
+        norms: list[float] = []
+
+        def clip(*_: object, model: nn.Module = model, norms: list[float] = norms) -> None:
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
+
+        if owner == "hook":
+            optimizer.register_step_pre_hook(clip)
+        for _ in range(3):
+            closure()
+            with optimizer.perturbed():
+                closure()
+            if owner != "hook":
+                scaler.unscale_(optimizer if owner == "wrapper" else base)
+                clip()
+            optimizer.step(scaler=scaler)
+            scaler.update()
+            optimizer.zero_grad()
+        assert max(norms) > 0.5
+        results.append((bits(model.parameters()), norms))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("is_wrapper", [True, False], ids=["wrapper", "base"])
+def test_a_closure_that_unscales_is_not_unscaled_again(is_wrapper: bool) -> None:
+    results = []
+    for scaler in (GradScaler("cpu", init_scale=4096.0), GradScaler("cpu", enabled=False)):
+        model, closure, _ = scaled_problem(scaler)
+        base = SGD(model.parameters(), lr=0.05)
+        optimizer = BalancedSAM(model.parameters(), base, rho=0)
+
+        def clipped(
+            closure: Any = closure, scaler: Any = scaler, model: Any = model
+        ) -> Tensor | float:
+            loss = closure()
+            scaler.unscale_(optimizer if is_wrapper else base)  # noqa: B023  # called at once
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            return loss
+
+        for _ in range(3):
+            optimizer.step(clipped, scaler=scaler)
+            scaler.update()
+        results.append(bits(model.parameters()))
+    assert results[0] == results[1]
+
+
+def test_a_closure_that_unscales_in_both_passes_is_refused() -> None:
+    scaler = GradScaler("cpu", init_scale=4096.0)
+    model, closure, _ = scaled_problem(scaler)
+    before = bits(model.parameters())
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.05), rho=0.2)
+
+    def clipped() -> Tensor | float:
+        loss = closure()
+        scaler.unscale_(optimizer)
+        return loss
+
+    with pytest.raises(RuntimeError, match="already been called"):
+        optimizer.step(clipped, scaler=scaler)
+    assert bits(model.parameters()) == before
+
+
+def test_a_skipped_batch_under_a_scaler_needs_no_update() -> None:
+    scaler = GradScaler("cpu", init_scale=4096.0)
+    model, closure, _ = scaled_problem(scaler)
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.05), rho=0.2)
+    for one in (closure, lambda: None, closure):
+        if optimizer.step(one, scaler=scaler) is not None:
+            scaler.update()
+    assert scaler.get_scale() == 4096.0
+
+
+def test_a_skip_on_gradients_of_another_loss_says_what_to_do() -> None:
+    model, closure = problem()
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
+    closure()
+    with pytest.raises(RuntimeError, match=r"To skip a batch .* first clear the gradients"):
+        optimizer.step(lambda: None)
+    closure()
+    optimizer.zero_grad()
+    assert optimizer.step(lambda: None) is None
+
+
 def test_manual_loop_may_end_with_step_and_scaler() -> None:
     scaler = GradScaler("cpu", init_scale=4096.0)
     model, closure, _ = scaled_problem(scaler)
