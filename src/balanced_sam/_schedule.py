@@ -63,8 +63,10 @@ class LambdaRho(LambdaLR):
         for function in rho_lambda if isinstance(rho_lambda, list | tuple) else [rho_lambda]:
             check_callable("rho_lambda", function)
         for group in optimizer.param_groups:
-            # What torch needs to continue a run; no learning rate is changed here.
-            group.setdefault("initial_lr", group["lr"])
+            # What torch needs to continue a run; no learning rate is changed here. One in a tensor
+            # is changed in place.
+            lr = group["lr"]
+            group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         super().__init__(optimizer, rho_lambda, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:

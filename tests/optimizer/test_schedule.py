@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    ExponentialLR,
     LambdaLR,
+    LinearLR,
     LRScheduler,
     OneCycleLR,
     SequentialLR,
@@ -688,3 +691,47 @@ def test_checkpoint_of_the_bare_base_keeps_the_initial_rho() -> None:
         loads.load_state_dict(bare)
         take_step(optimizer, Closure(model), schedule)
     assert rhos(optimizer) == [0.05]
+
+
+def square(w: Tensor) -> Tensor:
+    loss = w.square().sum()
+    loss.backward()
+    return loss
+
+
+def warm_up(optimizer: Optimizer) -> LRScheduler:
+    """Return a schedule of lr that writes it down from ``initial_lr`` when it is made."""
+    parts = [LinearLR(optimizer, 0.1, total_iters=3), ExponentialLR(optimizer, 0.9)]
+    return SequentialLR(optimizer, parts, [3])
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["number", "tensor"])
+def test_a_schedule_of_lr_made_later_starts_from_the_lr_that_there_was(kind: Any) -> None:
+    seen = []
+    for has_rho in (False, True):
+        w = nn.Parameter(torch.ones(2))
+        optimizer = BalancedSAM([w], AdamW([w], lr=kind(0.1)))
+        schedules = [LambdaRho(optimizer, lambda step: 0.5)] if has_rho else []
+        schedules.append(warm_up(optimizer))
+        for _ in range(6):
+            seen.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step(partial(square, w))
+            for schedule in schedules:
+                schedule.step()
+        assert float(optimizer.param_groups[0]["initial_lr"]) == pytest.approx(0.1)
+    assert seen[:6] == pytest.approx(seen[6:])
+
+
+def test_rho_in_a_sequence_made_before_the_schedule_of_lr_leaves_lr_alone() -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer = BalancedSAM([w], SGD([w], lr=0.1))
+    parts = [LambdaRho(optimizer, lambda step: 0.5), LambdaRho(optimizer, lambda step: 1.0)]
+    schedules: list[LRScheduler] = [SequentialLR(optimizer, parts, [3])]
+    schedules.append(LinearLR(optimizer, 0.1, total_iters=5))
+    seen = []
+    for _ in range(7):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step(partial(square, w))
+        for schedule in schedules:
+            schedule.step()
+    assert seen == pytest.approx([0.01, 0.028, 0.046, 0.064, 0.082, 0.1, 0.1])
