@@ -25,7 +25,8 @@ class Bucket:
 
     def copies(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return exact copies of the tensors."""
-        if self.room is not None:
+        # The same objects may hold another dtype of the same size by now, or another device's.
+        if self.room is not None and _kind(self.room[0]) == _kind(tensors[0]):
             _guards.foreach_copy_(self.room, tensors)
             return self.room
         copies = _guards.foreach_clone(tensors)
@@ -115,6 +116,10 @@ class Perturbation:
             for tensors, copies in self._saved:
                 _guards.foreach_copy_(tensors, copies)
         torch.clear_autocast_cache()
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device
 
 
 def _by_kind(parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:

@@ -708,6 +708,20 @@ def test_weights_may_change_shape_and_dtype_between_steps() -> None:
         assert torch.equal(w, data)
 
 
+def test_weights_may_change_to_another_dtype_of_the_same_size_between_steps() -> None:
+    model = nn.Linear(3, 1).half()
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.0))
+    with pytest.warns(UserWarning, match="16 bits"):
+        optimizer.step(partial(square, model.weight))
+    model.bfloat16()
+    with torch.no_grad():
+        # In float16 the second is infinite and the third 0.
+        model.weight.copy_(torch.tensor([[1.0, 1e5, 1e-9]]))
+    before = model.weight.detach().clone()
+    optimizer.step(partial(square, model.weight))
+    assert torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize("manual", [True, False], ids=["perturbed", "step"])
 def test_gradients_of_pass_1_are_freed_before_pass_2(manual: bool) -> None:
     model = nn.Linear(3, 2)
