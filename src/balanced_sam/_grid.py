@@ -176,13 +176,24 @@ def check_bins(bins: object) -> None:
     check_type("bins", bins, TargetBins, TargetGrid)
 
 
+def edges_and_shape(bins: Bins) -> Tensor:
+    """Return one tensor that tells bins from all others, for a ``state_dict``."""
+    return torch.cat([*(axis.edges for axis in bins.axes), torch.tensor(bins.shape, device="cpu")])
+
+
 def per_width(counts: Tensor, bins: Bins) -> Tensor:
     """Return the counts scaled to the median bin width, float64; unchanged if widths are equal."""
     density = counts.to(torch.float64)
     for axis, one in enumerate(bins.axes):
-        ratios = one.edges.diff() / one.edges.diff().median()
-        # Edges are rounded: what is meant to be of one width differs in the last digits.
-        ratios[torch.isclose(ratios, ratios.new_ones(1), rtol=1e-6)] = 1
+        edges, widths = one.edges, one.edges.diff()
+        median, middle = widths.median(dim=0)
+        # Edges are rounded, perhaps to float32: what is meant to be of one width differs by that.
+        is_float32 = torch.equal(edges, edges.float().double())
+        rounding = torch.finfo(torch.float32 if is_float32 else torch.float64).eps
+        sizes = torch.maximum(edges[:-1].abs(), edges[1:].abs())
+        allowed = (4 * rounding * (sizes + sizes[middle])).clamp(min=1e-6 * median)
+        is_equal = (widths - median).abs() <= allowed
+        ratios = torch.where(is_equal, 1.0, widths / median)
         shape = [1] * len(bins.shape)
         shape[axis] = -1
         density = density / ratios.reshape(shape).to(density.device)

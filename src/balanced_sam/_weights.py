@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from balanced_sam._bins import Rule, TargetBins
 from balanced_sam._checks import check_callable, check_counts, check_real
-from balanced_sam._grid import Bins, TargetGrid, check_bins, per_width
+from balanced_sam._grid import Bins, TargetGrid, check_bins, edges_and_shape, per_width
 
 Scheme = Literal["inv", "sqinv", "none"]
 _EXPONENTS: dict[str, float] = {"inv": 1.0, "sqinv": 0.5, "none": 0.0}
@@ -278,27 +278,27 @@ class TargetWeights(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # in torch
         return self
 
-    def get_extra_state(self) -> Tensor | list[Tensor]:
-        """Return the edges for the ``state_dict``: weights belong to their bins."""
-        edges = [axis.edges for axis in self.bins.axes]
-        return edges if isinstance(self.bins, TargetGrid) else edges[0]
+    def get_extra_state(self) -> Tensor:
+        """Return the edges for the ``state_dict``: weights belong to their bins.
 
-    def set_extra_state(self, state: Tensor | list[Tensor]) -> None:
+        Returns:
+            The edges of each axis, and then the number of bins of each, float64.
+        """
+        return edges_and_shape(self.bins)
+
+    def set_extra_state(self, state: Tensor) -> None:
         """Raise if a ``state_dict`` was made with other bins.
 
         Args:
-            state: The edges in the ``state_dict``, shape ``(B + 1,)``; for a grid, one tensor for
-                each axis.
+            state: What :meth:`get_extra_state` of its module returned.
 
         Raises:
-            ValueError: If they differ from the edges of this module.
+            ValueError: If it differs from that of this module.
         """
-        made = (
-            TargetBins(state) if isinstance(state, Tensor) else TargetGrid(*map(TargetBins, state))
-        )
-        if made != self.bins:
+        if not torch.equal(state.to("cpu", torch.float64), edges_and_shape(self.bins)):
             raise ValueError(
-                f"Expected a state_dict of weights over {self.bins}, but got the edges {state}."
+                f"Expected a state_dict of weights over {self.bins}, but got one over others: "
+                f"{state}."
             )
 
     def extra_repr(self) -> str:

@@ -38,6 +38,36 @@ def test_default_thresholds_make_100_and_20_medium_shot() -> None:
     assert regions.labels == ("many", "medium", "medium", "medium", "few", "few")
 
 
+@pytest.mark.parametrize(
+    "edges",
+    [
+        torch.linspace(0, 100, 1001),
+        torch.arange(0, 10.05, 0.1),
+        torch.linspace(-5, 5, 101),
+        torch.linspace(1900, 2000, 1001),
+        torch.linspace(0, 100, 1001, dtype=torch.float64),
+        # One wide bin at the end.
+        torch.cat([torch.linspace(0, 10, 101), torch.tensor([100.0])]),
+    ],
+    ids=["0 to 100", "0 to 10", "around 0", "years", "float64", "wide end"],
+)
+@pytest.mark.parametrize("count", [20, 100])
+def test_rounded_edges_are_of_one_width(edges: Tensor, count: int) -> None:
+    bins = TargetBins(edges)
+    counts = torch.full((len(bins),), count)
+    labels = ShotRegions.from_counts(bins, counts).labels
+    is_wide = bool(edges.diff()[-1] > 1)
+    assert set(labels[: len(bins) - is_wide]) == {"medium"}
+    assert labels[-1] == ("few" if is_wide else "medium")
+
+
+def test_narrow_bins_of_a_wide_range_are_not_taken_for_equal() -> None:
+    edges = torch.logspace(-3, 6, 10)
+    counts = torch.full((9,), 50)
+    labels = ShotRegions.from_counts(TargetBins(edges), counts).labels
+    assert labels == ("many",) * 4 + ("medium",) + ("few",) * 4
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_masks_partition_the_samples(data: st.DataObject) -> None:

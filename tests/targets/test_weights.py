@@ -717,6 +717,18 @@ def test_error_names_the_argument(
         call()
 
 
+@pytest.mark.parametrize(
+    "bins",
+    [TargetBins([0.0, 1.0, 3.0]), TargetGrid(*[TargetBins([0.0, 1.0, 3.0])] * 2)],
+    ids=["bins", "grid"],
+)
+def test_a_state_dict_holds_nothing_but_tensors(bins: TargetBins | TargetGrid) -> None:
+    weights = TargetWeights.from_counts(bins, torch.ones(bins.shape))
+    state = weights.state_dict()
+    assert all(isinstance(value, Tensor) for value in state.values())
+    weights.load_state_dict({name: value.float() for name, value in state.items()})
+
+
 def test_state_dict_of_other_bins_is_refused() -> None:
     counts = torch.tensor([1, 2])
     saved = TargetWeights.from_counts(TargetBins([0.0, 1.0, 2.0]), counts).state_dict()
