@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from balanced_sam._bins import TargetBins
-from balanced_sam._checks import check_choice, check_one_target, check_predictions, check_type
+from balanced_sam._checks import (
+    check_choice,
+    check_finite,
+    check_one_target,
+    check_predictions,
+    check_type,
+)
 from balanced_sam._grid import Bins, check_bins
 from balanced_sam._plot import plot_by_bin
 from balanced_sam._regions import REGIONS, ShotRegions
@@ -334,7 +340,8 @@ def region_report(
 
     Raises:
         TypeError: If ``regions`` are not :class:`ShotRegions`.
-        ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
+        ValueError: If the shapes differ, targets ``(N, d)`` come without a grid, or targets are NaN
+            or infinite.
 
     References:
         Yang et al. (2021), `Delving into Deep Imbalanced Regression
@@ -350,7 +357,10 @@ def region_report(
     """
     check_type("regions", regions, ShotRegions)
     check_choice("multioutput", multioutput, _MULTIOUTPUT)
-    return report_from_sums(bin_sums(predictions, targets, regions.bins), regions, multioutput)
+    sums = bin_sums(predictions, targets, regions.bins)
+    if targets.numel():
+        check_finite("targets", targets)
+    return report_from_sums(sums, regions, multioutput)
 
 
 def bin_sums(predictions: Tensor, targets: Tensor, bins: Bins) -> Tensor:
@@ -469,9 +479,10 @@ def _square(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def _hit(predictions: Tensor, targets: Tensor, threshold: float = 1.25) -> Tensor:
-    """Return 1 where both are positive and within ``threshold`` of each other, else 0."""
+    """Return 1 where both are positive and within ``threshold``, NaN without a target, else 0."""
     ratio = torch.maximum(targets / predictions, predictions / targets)
-    return ((predictions > 0) & (targets > 0) & (ratio < threshold)).to(torch.float64)
+    hits = ((predictions > 0) & (targets > 0) & (ratio < threshold)).to(torch.float64)
+    return hits.where(~targets.isnan(), torch.nan)
 
 
 def _as_float64(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

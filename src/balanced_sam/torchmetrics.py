@@ -1,6 +1,6 @@
 """Region metrics that stream over batches and ranks (extra ``balanced-sam[torchmetrics]``)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from balanced_sam._checks import check_choice, check_type
+from balanced_sam._grid import edges_and_shape
 from balanced_sam._metrics import (
     Multioutput,
     RegionReport,
@@ -76,15 +77,15 @@ class RegionMetrics(Metric):
         self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         # A MetricCollection lets metrics share states that agree after a batch. The edges, as a
         # state that never changes, keep metrics over different bins apart.
-        edges = torch.cat([*(axis.edges for axis in axes), torch.tensor(regions.bins.shape)])
-        self.add_state("edges", default=edges, dist_reduce_fx="max")
+        self.add_state("edges", default=edges_and_shape(regions.bins), dist_reduce_fx="max")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch; an empty one adds nothing.
 
         Args:
             predictions: Model outputs, any shape, in target units; for a grid, shape ``(..., d)``.
-            targets: Targets, same shape, in target units.
+            targets: Targets, same shape, in target units. One that is NaN makes the metrics of its
+                region NaN; filter such targets out.
 
         Raises:
             ValueError: If the shapes differ, or targets ``(N, d)`` come without a grid.
@@ -130,6 +131,19 @@ class RegionMetrics(Metric):
         with self.sync_context(self.dist_sync_fn, should_sync=self.sync_on_compute):
             report = self.report()
         return report.plot(ax=ax)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "RegionMetrics":
+        """Move the sums, as ``.to()`` does; only ``set_dtype`` converts them."""
+        # In 16 bits a sum would soon stop growing.
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if self._dtype_convert or moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(moved.device)
+
+        super()._apply(move, *args, **kwargs)
+        return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -362,3 +362,17 @@ def test_several_outputs_are_averaged_or_given_each_as_in_scikit_learn(metric: A
         )
     with pytest.raises(ValueError, match=r"`multioutput` to be one of .* but got 'variance'"):
         metric(predictions, targets, multioutput="variance")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_report_refuses_targets_that_are_not_finite(value: float) -> None:
+    regions = ShotRegions(TargetBins([0.0, 10.0]), ["many"])
+    with pytest.raises(ValueError, match="Expected `targets` to be finite, but got 1 NaN"):
+        region_report(torch.tensor([4.0, 5.0]), torch.tensor([4.0, value]), regions)
+
+
+def test_a_target_that_is_nan_is_no_miss() -> None:
+    targets = torch.tensor([4.0, math.nan])
+    assert threshold_accuracy(torch.tensor([4.0, 5.0]), targets).isnan()
+    # A prediction that is NaN is one.
+    assert threshold_accuracy(targets, torch.tensor([4.0, 5.0])) == 0.5

@@ -285,3 +285,44 @@ def test_metrics_over_other_grids_do_not_share_their_state() -> None:
             metric.update(batch, batch)
     for name, metric in metrics.items():
         assert collection[name].report().by_bin["count"] == metric.report().by_bin["count"]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.bfloat16(),
+        lambda module: module.half(),
+        lambda module: module.to(torch.float32),
+        lambda module: module.to("cpu", torch.float16),
+    ],
+    ids=["to bfloat16", "bfloat16", "half", "to float32", "to cpu and float16"],
+)
+def test_sums_stay_in_float64_where_the_module_is_converted(
+    convert: Callable[[torch.nn.Module], torch.nn.Module],
+) -> None:
+    targets = torch.arange(3000.0) % 30
+    module = torch.nn.Module()
+    module.metrics = RegionMetrics(REGIONS)
+    convert(module)
+    metrics = module.metrics
+    assert isinstance(metrics, RegionMetrics)
+    metrics.update(targets + 1, targets)
+    assert metrics.sums.dtype == torch.float64
+    assert computed(metrics) == flatten(region_report(targets + 1, targets, REGIONS))
+    metrics.reset()
+    assert metrics.sums.dtype == torch.float64
+
+
+def test_metrics_can_be_made_under_another_default_device() -> None:
+    with torch.device("meta"):
+        metrics = RegionMetrics(REGIONS)
+    assert metrics.edges.device.type == "cpu"
+
+
+def test_a_target_that_is_nan_shows_in_every_metric_of_its_region() -> None:
+    metrics = RegionMetrics(REGIONS)
+    metrics.update(torch.tensor([4.0, 25.0]), torch.tensor([5.0, math.nan]))
+    found = computed(metrics)
+    assert all(math.isnan(found[f"few/{name}"]) for name in ("MAE", "GM", "RMSE", "delta_1"))
+    assert found["many/MAE"] == 1
