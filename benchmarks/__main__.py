@@ -368,9 +368,15 @@ def _pays(options: argparse.Namespace) -> None:
     names = families.measured("bsam_weighted")
     if not names:
         raise ValueError(f"Expected records of weighted and bsam_weighted in {families.FOLDER}.")
-    for figure, title in ((plots.trade, "trade"), (plots.error_and_epochs, "epochs")):
+    others = [name for name in names if families.curve(name, "averaged")]
+    figures = {
+        "trade": plots.trade(*names),
+        "epochs": plots.error_and_epochs(*names),
+        "families": plots.trade(*others, methods=tuple(families.FAMILIES)),
+    }
+    for title, figure in figures.items():
         path = options.out / f"{title}.png"
-        plots.save(figure(*names), path)
+        plots.save(figure, path)
         print(path)
 
 

@@ -29,6 +29,8 @@ WINDOW = 5
 ACROSS = 3
 """Panels in a row, which a page shows large enough to read."""
 METHODS = ("vanilla", "sqinv", "sam", "bsam")
+COMPARED = (families.BASIS, "bsam_weighted")
+"""Families that are compared on every data set."""
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = {
     "vanilla": "#555555",
@@ -93,16 +95,18 @@ def label_distribution(name: str, counts: Tensor) -> Figure:
     return figure
 
 
-def trade(*names: str) -> Figure:
+def trade(*names: str, methods: tuple[str, ...] = COMPARED) -> Figure:
     """Return pictures of the error on all targets and on few-shot ones, a curve a family.
 
     Args:
         names: Of the data sets, a panel each.
+        methods: The families. Each point of two has its exponent beside it, of more those of
+            weights alone.
     """
     figure = _panels(len(names))
     for axes, name in zip(figure.axes, names, strict=True):
         dataset = get_dataset(name)
-        for method, title in families.FAMILIES.items():
+        for method in methods:
             points = families.curve(name, method)
             if not points:
                 continue
@@ -112,8 +116,10 @@ def trade(*names: str) -> Figure:
                 marker="o",
                 markersize=4,
                 color=COLORS[method],
-                label=title,
+                label=families.FAMILIES[method],
             )
+            if len(methods) > 2 and method != families.BASIS:
+                continue
             # To either side of the curves, which may rise or fall.
             (first_all, first_few), (last_all, last_few) = errors[0], errors[-1]
             rises = (last_all - first_all) * (last_few - first_few) > 0
@@ -150,7 +156,7 @@ def error_and_epochs(*names: str) -> Figure:
         dataset = get_dataset(name)
         choices = json.loads((COMMITTED / name / "tuning.json").read_text())
         ticks = set()
-        for method in (families.BASIS, "bsam_weighted"):
+        for method in COMPARED:
             settings = families.settings_by_epochs(choices[method])
             ticks |= settings.keys()
             axes.plot(

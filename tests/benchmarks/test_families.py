@@ -260,6 +260,19 @@ def test_the_picture_of_the_trade_has_a_curve_a_family(records: Path) -> None:
         assert line.get_ydata() == pytest.approx(few, abs=2)
 
 
+def test_of_more_than_two_curves_only_that_of_weights_alone_has_its_exponents(
+    records: Path,
+) -> None:
+    methods = (BASIS, "averaged", "bsam_weighted")
+    for method in methods:
+        write_family(records, method, errors_of_basis)
+    for drawn, numbered in ((plots.COMPARED, 2), (methods, 1)):
+        (axes,) = plots.trade(NAME, methods=drawn).axes
+        assert [line.get_label() for line in axes.lines] == [families.FAMILIES[m] for m in drawn]
+        exponents = [text.get_text() for text in axes.texts]
+        assert exponents == [f"{exponent:g}" for exponent in EXPONENTS] * numbered
+
+
 SETTINGS = {
     f"epochs={epochs},rho={rho},exponent={exponent}": {
         "recipe": {"epochs": epochs, "stage_epochs": [epochs], "rho": rho, "exponent": exponent},
