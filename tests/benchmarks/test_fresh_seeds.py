@@ -28,6 +28,7 @@ RIVALS = {
         "random_perturbation",
         "weighted_balanced_head",
         "bsam_weighted",
+        "bsam_quarter",
         "bsam_loss_units",
     ],
     "melting_points": [
@@ -37,6 +38,7 @@ RIVALS = {
         "random_perturbation",
         "weighted_balanced_head",
         "bsam_weighted",
+        "bsam_quarter",
         "bsam_loss_units",
     ],
 }
