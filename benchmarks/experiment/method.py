@@ -29,7 +29,10 @@ def unchanged(network: nn.Module, splits: Splits) -> nn.Module:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training: from the best network of the stage before, or from the start."""
+    """A part of training: from the start, or from what the stage before ended with.
+
+    Of a data set with several selections, that is the network of the first.
+    """
 
     objective: Objective
     optimizers: Optimizers

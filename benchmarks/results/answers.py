@@ -145,22 +145,25 @@ def label_noise(method: str) -> str:
 
     What differs from 0, corrected over the table, is bold.
     """
-    runs = [
-        (name, level, results.by(metric=families.balanced_metric(name)))
-        for name in noise.measured()
-        for level, results in noise.by_level(name).items()
-    ]
-    found = [results.difference(method, families.BASIS, region="all") for *_, results in runs]
-    titles = [families.FAMILIES[m] for m in (families.BASIS, method)]
-    rows = [["Data set", "Label noise", *titles, "Difference"]]
-    for (name, level, results), ends, is_real in zip(
-        runs, found, differ_from_zero(found), strict=True
+    methods = (families.BASIS, method)
+    lines: list[tuple[str, float, list[float]]] = []
+    found: list[Interval] = []
+    for name in noise.measured():
+        balanced = families.balanced_metric(name)
+        means = [families.chosen(name, m).mean("all", balanced) for m in methods]
+        lines.append((name, 0.0, means))
+        found.append(families.difference(name, method, region="all", metric=balanced))
+        for level, results in noise.by_level(name).items():
+            noisy = results.by(metric=balanced)
+            lines.append((name, level, [noisy.mean(m, region="all") for m in methods]))
+            found.append(noisy.difference(method, families.BASIS, region="all"))
+    rows = [["Data set", "Label noise", *(families.FAMILIES[m] for m in methods), "Difference"]]
+    for (name, level, means), ends, is_real in zip(
+        lines, found, differ_from_zero(found), strict=True
     ):
-        decimals = DECIMALS[results.metric]
-        means = [results.mean(m, region="all") for m in (families.BASIS, method)]
-        cells = [f"{level:g}", *(f"{mean:.{decimals}f}" for mean in means)]
-        difference = difference_cell(ends, is_real, results.metric)
-        rows.append([_title(name), *cells, difference])
+        balanced = families.balanced_metric(name)
+        cells = [f"{level:g}", *(f"{mean:.{DECIMALS[balanced]}f}" for mean in means)]
+        rows.append([_title(name), *cells, difference_cell(ends, is_real, balanced)])
     return markdown(rows)
 
 
@@ -177,7 +180,7 @@ def _chosen_point(point: families.Point) -> str:
     error = point.mean("all", balanced)
     recipe = point.results.records[point.method][0].recipe
     words = [f"exponent {point.exponent:g}", f"{recipe['epochs']} epochs"]
-    words += [f"rho {recipe['rho']:g}"] if "rho" in recipe else []
+    words += [f"rho {recipe[name]:g}" for name in ("rho", "rho_quarter") if name in recipe]
     return f"{error:.{DECIMALS[balanced]}f} ({', '.join(words)})"
 
 

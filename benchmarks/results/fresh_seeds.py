@@ -1,5 +1,7 @@
 """Fresh seeds: runs of the settings that were chosen, on seeds that no choice has seen.
 
+Where there are folds, the samples are those that the choice has seen, split in the same way.
+
 Weights alone and BSAM run once more, as a check of the figures of the curves, and beside them every
 method that was tuned as they were::
 

@@ -8,7 +8,6 @@ Each level is run with the settings that were chosen without noise::
 
 from benchmarks.experiment.record import COMMITTED
 from benchmarks.experiment.registry import dataset_names
-from benchmarks.results import families
 from benchmarks.results.results import Results
 
 FOLDER = COMMITTED / "label_noise"
@@ -21,10 +20,6 @@ def measured() -> list[str]:
 
 
 def by_level(dataset: str) -> dict[float, Results]:
-    """Return the results at the end of training by the level, the smallest first.
-
-    Those without noise are of the exponent that was chosen for weights alone.
-    """
+    """Return the results at the end of training by the level, the smallest first."""
     levels = sorted({path.parents[1].name for path in FOLDER.glob(f"*/{dataset}/*")}, key=float)
-    clean = families.chosen(dataset, families.BASIS).results
-    return {0.0: clean} | {float(level): Results(dataset, FOLDER / level) for level in levels}
+    return {float(level): Results(dataset, FOLDER / level) for level in levels}

@@ -20,7 +20,9 @@ def provenance(splits: Splits, *, accelerator: str) -> dict[str, Any]:
     """Return what is needed to make a run again."""
     return {
         "commit": git_state("rev-parse", "HEAD"),
-        "dirty": bool(git_state("status", "--porcelain", "--untracked-files=no")),
+        # A new file of code counts, records do not.
+        "dirty": bool(git_state("status", "--porcelain", "--untracked-files=no"))
+        or bool(git_state("ls-files", "--others", "--exclude-standard", ":/*.py")),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "device": device_name(accelerator),
