@@ -59,6 +59,14 @@ METHOD = Method(
     tuned={
         "airports": {"epochs": 80, "exponent": 1.0, "rho_quarter": 0.03},
         "melting_points": {"exponent": 0.75, "rho_quarter": 0.03},
+        "rotated_digits": {
+            "epochs": 32,
+            "lr": 0.15,
+            "exponent": 0.75,
+            "rho_quarter": 1.6,
+            "rho_warmup_epochs": 5,
+        },
+        "satellite_elevation": {"epochs": 20, "exponent": 1.0, "rho_quarter": 0.003},
     },
     place=17,
 )
