@@ -151,7 +151,8 @@ def report(results: Results) -> str:
     if runs := [run for group in results.records.values() for run in group]:
         scale = "mean 1" if runs[0].recipe["normalized"] else "the paper's raw scale"
         epochs = "/".join(str(n) for n in sorted({run.recipe["epochs"] for run in runs}))
-        parts += [f"{epochs} epochs; weights of {scale}; {_tuned(runs)}."]
+        words = [f"{epochs} epochs", f"weights of {scale}", _tuned(runs)]
+        parts += ["; ".join(filter(None, words)) + "."]
         parts += _timed(name)
     elif results.root == COMMITTED and families.curve(name, families.BASIS):
         parts += ["With weights of each exponent, at the end of training:", answers.exponents(name)]
@@ -194,8 +195,8 @@ def _timed(dataset: str) -> list[str]:
 
 
 def _tuned(runs: list[Record]) -> str:
-    """Return the radius and TERM's tilt that the runs took."""
-    entries = {"rho": "rho", "term_t": "TERM's t"}
+    """Return the radius and TERM's tilt that the runs took, if any."""
+    entries = {"rho": "rho", "rho_quarter": "the quarter's rho", "term_t": "TERM's t"}
     values = {
         f"{words} {run.recipe[entry]:g}"
         for run in runs
