@@ -169,7 +169,7 @@ def _add_tune(commands: Commands) -> None:
         action="append",
         required=True,
         metavar="NAME=VALUE,VALUE",
-        help="values of an entry of the recipe",
+        help="values of an entry of the recipe, or of a constant that all methods have",
     )
     parser.set_defaults(command=_tune)
 

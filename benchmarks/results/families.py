@@ -131,10 +131,11 @@ def best_setting(choices: dict[str, Any]) -> Any:
 def balanced_error(setting: Any) -> float:
     """Return a setting's balanced validation error at the end of training.
 
-    Where every target is tested equally often, that is the error on all.
+    Where every target is tested equally often, that is the error on all. If the setting diverged,
+    it is infinite.
     """
-    error: float = setting["last"].get("balanced", setting["last"]["all"])
-    return error
+    error: float | None = setting["last"].get("balanced", setting["last"]["all"])
+    return math.inf if error is None else error
 
 
 def measured(method: str) -> list[str]:

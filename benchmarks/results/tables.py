@@ -101,7 +101,8 @@ def tuning(dataset: str) -> str:
             f"{title} {_values(settings, constant, best)}"
             for constant, title in _constants(settings).items()
         )
-        errors = [f"{best['last'][column]:.{decimals}f}" for column in columns]
+        of_best = [best["last"][column] for column in columns]
+        errors = ["none" if error is None else f"{error:.{decimals}f}" for error in of_best]
         counts = [str(len(settings)), str(len(best["seeds"]))]
         rows.append([get_method(name).title, *counts, *errors, tried])
     return markdown(rows)

@@ -6,7 +6,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.plan import changes_by_method
 from benchmarks.experiment.record import Record, read_record, write_json
 from benchmarks.experiment.registry import get_dataset
 from benchmarks.training.pool import Run, run_all
@@ -29,9 +28,12 @@ def tune(
         dataset: The data set.
         methods: The methods, each over the whole grid.
         seeds: Seeds that are not among those reported.
-        grid: Values to try for entries of the recipe.
+        grid: Values to try for entries of the recipe, or for constants that all methods have.
         path: Where the choices are kept; points that are there already are not trained again.
         jobs: How many runs at a time.
+
+    Raises:
+        ValueError: If a method lacks a constant of the grid.
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     runs: dict[tuple[str, str], list[Run]] = {}
@@ -39,8 +41,7 @@ def tune(
         for point in points:
             name = ",".join(f"{key}={value}" for key, value in point.items())
             folder = WORK / name
-            own = changes_by_method(methods, point)[method]
-            runs[method, name] = [Run(dataset, method, seed, folder, None, own) for seed in seeds]
+            runs[method, name] = [Run(dataset, method, seed, folder, None, point) for seed in seeds]
     run_all([run for group in runs.values() for run in group], jobs=jobs, resume=True)
     choices: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for (method, name), group in runs.items():
@@ -65,5 +66,8 @@ def _summary(records: list[Record]) -> dict[str, Any]:
     }
 
 
-def _mean(epochs: list[dict[str, float]], name: str) -> float:
-    return round(statistics.mean(epoch[f"validation/{name}"] for epoch in epochs), 3)
+def _mean(epochs: list[dict[str, float | None]], name: str) -> float | None:
+    """Return the mean over runs, None if one has no finite error, as if it diverged."""
+    errors = [epoch[f"validation/{name}"] for epoch in epochs]
+    finite = [error for error in errors if error is not None]
+    return round(statistics.mean(finite), 3) if len(finite) == len(errors) else None

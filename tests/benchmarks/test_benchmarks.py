@@ -725,6 +725,18 @@ def test_the_table_of_settings_has_what_was_tried_and_the_best_in_bold(
     assert row[6] == "epochs 10, **20**, 40; exponent **0.5**, 1"
 
 
+def test_the_table_of_settings_says_where_all_have_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = dict.fromkeys(("all", "few", "balanced"))
+    choices = {"lr=9": {"recipe": {"lr": 9}, "seeds": [100], "last": errors}}
+    (tmp_path / "airports").mkdir()
+    (tmp_path / "airports" / "tuning.json").write_text(json.dumps({"weighted": choices}))
+    monkeypatch.setattr(tables, "COMMITTED", tmp_path)
+    row = tables.tuning("airports").splitlines()[-1]
+    assert [cell.strip() for cell in row.strip("|").split("|")][3:6] == ["none"] * 3
+
+
 def test_a_table_cell_is_the_mean_and_deviation_of_the_records() -> None:
     name = "rotated_and_scaled_digits"
     runs = read_records(COMMITTED, name)["bsam_weighted"]
