@@ -61,7 +61,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for an unfinished run to be gone on with."""
+        """What must be the same, beside the data, for an unfinished run to be gone on with."""
         data = str(self.data.resolve()) if self.data else None
         return {"recipe": self.plan.description, "precision": self.precision, "data": data}
 
@@ -77,11 +77,12 @@ def run_all(runs: list[Run], *, jobs: int, resume: bool) -> None:
 
     Raises:
         FileExistsError: If a record is there and ``resume`` is False.
-        ValueError: If a record that is there was made with another recipe.
+        ValueError: If a record that is there was made with another recipe or of other data.
     """
-    for run in runs:
-        if run.path.exists():
-            _check_record(run, resume=resume)
+    finished = [run for run in runs if run.path.exists()]
+    for run in finished:
+        _check_record(run, resume=resume)
+    _check_data(finished)
     # A run may have been killed between its record and the end of its folder.
     left = [run for run in runs if not run.path.exists() or run.folder.exists()]
     if not left:
@@ -135,6 +136,21 @@ def _check_record(run: Run, *, resume: bool) -> None:
         )
 
 
+def _check_data(runs: list[Run]) -> None:
+    """Raise if the record of a run was made of other data than it asks for."""
+    # Read once for all runs, as the folds of a data set share its checksum.
+    asked = {(run.dataset, run.data) for run in runs}
+    checksums = {(name, root): get_dataset(name).load(root).checksum for name, root in asked}
+    for run in runs:
+        expected = checksums[run.dataset, run.data]
+        found = read_record(run.path).provenance.get("data_sha256")
+        if found != expected:
+            raise ValueError(
+                f"Expected the record {run.path} to be of the data with the checksum {expected}, "
+                f"but got {found}. Pass another folder with --records."
+            )
+
+
 _queue: Any = None  # set in each worker: the one thing a spawned process must be handed
 
 
@@ -166,18 +182,18 @@ def _run(run: Run, resume: bool, after_epoch: Callable[[], None]) -> str:
     # A killed parent's worker may live on to the end of its epoch.
     with FileLock(run.path.with_name(f".seed-{run.seed}.lock")):
         if not run.path.exists():
-            _prepare(run, resume)
+            _prepare(run, splits, resume)
             _train(run, splits, after_epoch)
         shutil.rmtree(run.folder, ignore_errors=True)
     return f"{run.method} seed {run.seed}"
 
 
-def _prepare(run: Run, resume: bool) -> None:
+def _prepare(run: Run, splits: Splits, resume: bool) -> None:
     """Keep the folder of an unfinished run if it is to be gone on with, or else empty it."""
-    begun = run.folder / "run.json"
-    if not resume or not begun.exists() or json.loads(begun.read_text()) != run.identity:
+    begun, identity = run.folder / "run.json", run.identity | {"data_sha256": splits.checksum}
+    if not resume or not begun.exists() or json.loads(begun.read_text()) != identity:
         shutil.rmtree(run.folder, ignore_errors=True)
-        write_json(begun, run.identity)
+        write_json(begun, identity)
 
 
 def _train(run: Run, splits: Splits, after_epoch: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.datasets import _digits, rotated_and_scaled_digits, rotated_digits
+from benchmarks.experiment.dataset import Splits
 from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import (
     COMMITTED,
@@ -302,7 +303,8 @@ def test_the_committed_records_stay_small() -> None:
 
 def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "rotated_digits" / "vanilla" / "seed-0.json"
-    write_record(path, a_record())
+    checksum = get_dataset("rotated_digits").load(None).checksum
+    write_record(path, a_record(provenance={"precision": "32-true", "data_sha256": checksum}))
     before = path.read_bytes()
     command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"Expected no record yet at .*--resume"):
@@ -393,6 +395,53 @@ def test_a_record_of_another_precision_is_not_taken_for_the_result(tmp_path: Pat
     command = ["run", "rotated_digits", "vanilla", "--records", str(tmp_path), "--resume"]
     with pytest.raises(SystemExit, match="of the precision bf16-mixed, but got 32-true"):
         main([*command, "--precision", "bf16-mixed"])
+
+
+def test_a_record_of_other_data_is_not_taken_for_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, seeds = tmp_path / "data", (0, 1, 2)
+    dataset = get_dataset("airports")
+    dataset.write_miniature(data)
+    checksum = dataset.load(data).checksum
+    loaded: list[Path] = []
+
+    def load(root: Path) -> Splits:
+        loaded.append(root)
+        return dataset.load(root)
+
+    counted = dataclasses.replace(dataset, load=load)
+    monkeypatch.setattr(pool, "get_dataset", lambda name: counted)
+    for seed in seeds:
+        record = a_record(
+            dataset="airports",
+            seed=seed,
+            recipe=plan("airports", "vanilla").description,
+            provenance={"precision": "32-true", "data_sha256": checksum},
+        )
+        write_record(tmp_path / "airports" / "vanilla" / f"seed-{seed}.json", record)
+    command = ["run", "airports", "vanilla", "--resume", "--seeds", *map(str, seeds)]
+    command += ["--records", str(tmp_path), "--data", str(data)]
+    main(command)
+    assert loaded == [data]
+    (table,) = data.iterdir()
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-30]))
+    with pytest.raises(SystemExit, match=rf"of the data with the checksum .*, but got {checksum}"):
+        main(command)
+
+
+def test_an_unfinished_run_is_gone_on_with_on_the_same_data_alone(tmp_path: Path) -> None:
+    run = Run("airports", "vanilla", 0, tmp_path, data=None, changes={})
+    checkpoint = run.folder / "last_epoch.ckpt"
+
+    def is_kept(checksum: str) -> bool:
+        splits = Splits(*[None] * 5, checksum)  # type: ignore[arg-type]
+        pool._prepare(run, splits, True)
+        kept = checkpoint.exists()
+        checkpoint.touch()
+        return kept
+
+    assert [is_kept(checksum) for checksum in ("a", "a", "b", "b")] == [False, True, False, True]
 
 
 def test_the_last_epoch_is_saved_after_what_it_remembers(tmp_path: Path) -> None:
