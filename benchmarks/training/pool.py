@@ -62,8 +62,13 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same, beside the data, for an unfinished run to be gone on with."""
-        data = str(self.data.resolve()) if self.data else None
-        return {"recipe": self.plan.description, "precision": self.precision, "data": data}
+        return {
+            "recipe": self.plan.description,
+            "precision": self.precision,
+            "data": str(self.data.resolve()) if self.data else None,
+            # Elsewhere Lightning does not remember which epoch was the best.
+            "folder": str(self.folder.resolve()),
+        }
 
 
 def run_all(runs: list[Run], *, jobs: int, resume: bool) -> None:

@@ -444,6 +444,37 @@ def test_an_unfinished_run_is_gone_on_with_on_the_same_data_alone(tmp_path: Path
     assert [is_kept(checksum) for checksum in ("a", "a", "b", "b")] == [False, True, False, True]
 
 
+def test_an_unfinished_run_whose_folder_has_moved_ends_as_if_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where checkpoints lie elsewhere, Lightning forgets which epoch was the best.
+    dataset = dataclasses.replace(
+        get_dataset("airports"), selections=("best_validation", "last_epoch")
+    )
+    monkeypatch.setattr("benchmarks.training.trainer.get_dataset", lambda name: dataset)
+    dataset.write_miniature(tmp_path / "data")
+    # So fast that the third epoch is the best, before the run stops.
+    changes = {"epochs": 6, "lr": 0.3, "schedule": "constant"}
+    epochs = itertools.count()
+
+    def stop_in_the_fifth_epoch() -> None:
+        if next(epochs) == 4:
+            raise InterruptedError
+
+    whole, moved, stopped = (
+        Run("airports", "weighted", 2, tmp_path / name, tmp_path / "data", changes)
+        for name in ("whole", "moved", "stopped")
+    )
+    pool._run(whole, True, lambda: None)
+    with pytest.raises(InterruptedError):
+        pool._run(stopped, True, stop_in_the_fifth_epoch)
+    stopped.records.rename(moved.records)
+    pool._run(moved, True, lambda: None)
+    expected, record = (read_record(run.path) for run in (whole, moved))
+    assert expected.best_epoch == 2
+    assert without_circumstances(record) == without_circumstances(expected)
+
+
 def test_the_last_epoch_is_saved_after_what_it_remembers(tmp_path: Path) -> None:
     for name in dataset_names():
         checkpoints = _checkpoints(get_dataset(name), tmp_path)
