@@ -1,14 +1,16 @@
 """An experiment as it is run: the recipe and the constants of a method on a data set, changed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.experiment.method import Stage
-from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.recipe import Descent, Recipe, Schedule
 from benchmarks.experiment.registry import get_dataset, get_method
 
 _POSITIVE = ("epochs", "batch_size", "retrain_epochs")
+_CHOICES = {"optimizer": get_args(Descent), "schedule": get_args(Schedule)}
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,29 @@ def plan(
     constants |= {k: v for k, v in tuned.items() if k not in entries}
     if normalized:
         recipe = recipe.normalize(get_dataset(dataset).mean_weight)
+    defaults = dataclasses.asdict(recipe) | constants
     for name, value in changes.items():
-        least = int(name in _POSITIVE)
-        if isinstance(value, (int, float)) and value < least:
-            raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
+        _check(name, value, defaults[name])
     return Plan(
         dataset,
         method,
         dataclasses.replace(recipe, **{k: v for k, v in changes.items() if k in entries}),
         constants | {k: v for k, v in changes.items() if k in constants},
     )
+
+
+def _check(name: str, value: Any, default: Any) -> None:
+    """Raise if an entry or a constant cannot have a value in place of its default."""
+    if name in _CHOICES:
+        expected, fits = f"one of {list(_CHOICES[name])}", value in _CHOICES[name]
+    elif isinstance(default, bool):
+        expected, fits = "true or false", isinstance(value, bool)
+    elif isinstance(default, int):
+        expected, fits = "a whole number", type(value) is int
+    else:
+        expected, fits = "a finite number", type(value) in (int, float) and math.isfinite(value)
+    if not fits:
+        raise ValueError(f"Expected {name} to be {expected}, but got {value!r}.")
+    least = int(name in _POSITIVE)
+    if isinstance(value, (int, float)) and value < least:
+        raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")

@@ -2,6 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
+
+Descent = Literal["sgd", "adam"]
+"""The entries of ``benchmarks.methods._optimizers.BASES``."""
+Schedule = Literal["cosine", "cosine_from_one", "tenth_halfway", "tenth_twice", "constant"]
+"""The entries of ``benchmarks.methods._optimizers.SCHEDULES``."""
 
 
 @dataclass(frozen=True)
@@ -14,10 +20,10 @@ class Recipe:
     weight_decay: float
     momentum: float = 0.9
     """Of SGD; Adam keeps its usual betas."""
-    optimizer: str = "sgd"
-    """Who descends, an entry of ``benchmarks.methods._optimizers.BASES``."""
-    schedule: str = "cosine"
-    """How the learning rate falls, an entry of ``benchmarks.methods._optimizers.SCHEDULES``."""
+    optimizer: Descent = "sgd"
+    """Who descends."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls."""
     normalized: bool = True
     """Whether the weights have mean 1 over the training targets, or the paper's raw scale."""
     pretrained: bool = False

@@ -26,9 +26,9 @@ CONSTANTS = {
     "noise_sigma": 10.0,
     "noise_sigma_lr": 1e-2,
 }
-"""Epochs on a new head after a vanilla stage, or 0 to train the whole network from the start;
-the learning rate of that head, by Adam; where the noise scale starts, in target units; and its
-learning rate, 0 to keep it as it is."""
+"""Epochs on a new head after another stage, or 0 for a published method to train the whole network
+from the start; the learning rate of that head, by Adam; where the noise scale starts, in target
+units; and its learning rate, 0 to keep it as it is."""
 _OF_DEPTH: dict[str, Any] = {"noise_sigma": 1.0, "noise_sigma_lr": 0.0}
 TUNED_HEAD: dict[str, dict[str, Any]] = {
     # As many steps as ten epochs of IMDB-WIKI-DIR, of which the published constants are.
@@ -162,5 +162,14 @@ def head(objective: Objective, epochs: int, lr: float) -> Stage:
 
 
 def bmc_head(*, balanced_mse_epochs: int, balanced_mse_lr: float, **constants: Any) -> Stage:
-    """Return the stage that trains a new head by BMC."""
+    """Return the stage that trains a new head by BMC.
+
+    Raises:
+        ValueError: If it has no epoch.
+    """
+    if balanced_mse_epochs < 1:
+        raise ValueError(
+            "Expected balanced_mse_epochs to be at least 1 for a new head, but got "
+            f"{balanced_mse_epochs}."
+        )
     return head(partial(BMC, **constants), balanced_mse_epochs, balanced_mse_lr)

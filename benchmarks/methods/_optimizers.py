@@ -12,20 +12,20 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from balanced_sam import BalancedSAM, LambdaRho
-from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.recipe import Descent, Recipe, Schedule
 
 OptimizerAndSchedules = tuple[Optimizer, list[LRScheduler]]
 Context = Callable[[nn.Module, nn.Module], AbstractContextManager[Any]]
 """Makes the context of a pass, of the network and the loss."""
 
-BASES: dict[str, Callable[[Recipe], Callable[[Any], Optimizer]]] = {
+BASES: dict[Descent, Callable[[Recipe], Callable[[Any], Optimizer]]] = {
     "sgd": lambda recipe: partial(
         SGD, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     ),
     "adam": lambda recipe: partial(Adam, lr=recipe.lr, weight_decay=recipe.weight_decay),
 }
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
+SCHEDULES: dict[Schedule, Callable[[int, int], float]] = {
     "cosine": lambda epoch, epochs: _half_cosine(epoch / epochs),
     # As in the code of BSAM: counted from 1, down to a thousandth.
     "cosine_from_one": lambda epoch, epochs: 1e-3 + (1 - 1e-3) * _half_cosine((epoch + 1) / epochs),
@@ -83,7 +83,7 @@ def adam(
     objective: nn.Module,
     *,
     lr: float,
-    schedule: str = "constant",
+    schedule: Schedule = "constant",
 ) -> OptimizerAndSchedules:
     """Adam without weight decay, for stages that train the head alone."""
     own = replace(recipe, optimizer="adam", lr=lr, weight_decay=0.0, schedule=schedule)
@@ -107,7 +107,7 @@ def _schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler:
     return LambdaLR(optimizer, [factor, *others])
 
 
-def _factor(epoch: int, *, schedule: str, epochs: int) -> float:
+def _factor(epoch: int, *, schedule: Schedule, epochs: int) -> float:
     return SCHEDULES[schedule](epoch, epochs)
 
 

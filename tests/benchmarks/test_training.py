@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ from benchmarks.datasets._memory import Samples
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.method import Method
 from benchmarks.experiment.plan import Plan, plan
-from benchmarks.experiment.recipe import Recipe
+from benchmarks.experiment.recipe import Descent, Recipe, Schedule
 from benchmarks.experiment.registry import dataset_names, get_dataset, get_method, method_names
 from benchmarks.methods._losses import weighted
-from benchmarks.methods._optimizers import SCHEDULES
+from benchmarks.methods._optimizers import BASES, SCHEDULES
 from benchmarks.training import callbacks
 from benchmarks.training.batches import Draws, evaluation_batches, training_batches
 from benchmarks.training.module import Regression
@@ -348,6 +348,14 @@ def test_normalized_is_no_entry_to_set() -> None:
         ("rrt", {"retrain_epochs": 0}, "retrain_epochs to be at least 1, but got 0"),
         ("bsam", {"rho": -0.1}, "rho to be at least 0, but got -0.1"),
         ("bsam_quarter", {"rho_quarter": -0.1}, "rho_quarter to be at least 0, but got -0.1"),
+        ("bsam", {"epochs": 1.5}, r"epochs to be a whole number, but got 1\.5"),
+        ("bsam", {"epochs": True}, "epochs to be a whole number, but got True"),
+        ("bsam", {"lr": "a"}, "lr to be a finite number, but got 'a'"),
+        ("bsam", {"rho": math.nan}, "rho to be a finite number, but got nan"),
+        ("bsam", {"label_noise": math.inf}, "label_noise to be a finite number, but got inf"),
+        ("bsam", {"pretrained": 1}, "pretrained to be true or false, but got 1"),
+        ("bsam", {"optimizer": "adamw"}, r"optimizer to be one of \['sgd', .*but got 'adamw'"),
+        ("bsam", {"schedule": "constnat"}, r"schedule to be one of .*'constant'\], .*'constnat'"),
         ("bsam", {"epoch": 1}, r"entries of the recipe .*epochs.* but got \['epoch'\]"),
         ("bsam", {"term_t": 1}, r"constants of bsam \['rho', .*\], but got \['term_t'\]"),
     ],
@@ -357,6 +365,22 @@ def test_plan_refuses_what_cannot_be_trained(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         plan("rotated_digits", method, changes)
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    done = plan("rotated_digits", "bsam", {"lr": 1, "rho": 0, "label_noise": 5})
+    assert (done.recipe.lr, done.constants["rho"], done.recipe.label_noise) == (1, 0, 5)
+
+
+@pytest.mark.parametrize("method", ["weighted_balanced_head", "bsam_balanced_head"])
+def test_a_new_head_of_no_epochs_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=r"balanced_mse_epochs to be at least 1 .*but got 0"):
+        _ = plan("rotated_digits", method, {"balanced_mse_epochs": 0}).description
+
+
+def test_the_names_that_a_recipe_takes_are_those_there_are() -> None:
+    assert get_args(Descent) == tuple(BASES)
+    assert get_args(Schedule) == tuple(SCHEDULES)
 
 
 def test_inv_has_the_mean_of_sqinv_on_the_raw_scale() -> None:
