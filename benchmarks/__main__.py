@@ -133,6 +133,9 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.experiment.plan import changes_by_method
     from benchmarks.training.pool import Run, run_all
 
+    _check_device(options.device)
+    if options.chosen and "exponent" in dict(options.set):
+        raise ValueError("Expected --chosen or an exponent that is set, but got both.")
     changes = changes_by_method(options.methods, dict(options.set))
     if options.chosen:
         from benchmarks.results import families
@@ -234,6 +237,7 @@ def _add_cost(commands: Commands) -> None:
 def _cost(options: argparse.Namespace) -> None:
     from benchmarks.costs.training import cost
 
+    _check_device(options.device)
     record = cost(
         options.dataset,
         options.methods or registry.method_names(),
@@ -262,8 +266,7 @@ def _overhead(options: argparse.Namespace) -> None:
     from benchmarks.costs.overhead.report import tables
     from benchmarks.results.cells import markdown
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("Expected a GPU for --device cuda, but torch finds none.")
+    _check_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     record = measure(torch.device(options.device), seconds=options.seconds)
@@ -289,6 +292,7 @@ def _add_loading(commands: Commands) -> None:
 def _loading(options: argparse.Namespace) -> None:
     from benchmarks.costs.loading import loading
 
+    _check_device(options.device)
     record = loading(
         device=options.device,
         images=options.images,
@@ -390,6 +394,14 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=_at_least(1), default=1, help="runs at a time")
+
+
+def _check_device(name: str) -> None:
+    """Raise if there is no such device."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Expected a GPU for --device cuda, but torch finds none.")
 
 
 def _at_least(least: int) -> Callable[[str], int]:

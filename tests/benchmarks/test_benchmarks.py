@@ -322,12 +322,20 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
         (["run", "rotated_digits", "magic"], "one of the methods .* but got 'magic'"),
         (["run", "rotated_digits", "sam", "--data", "nowhere"], "digits in the file nowhere"),
         (["run", "rotated_digits", "sam", "--set", "depth=3"], "entries of the recipe .*'depth'"),
+        (["run", "airports", "sam", "--set", "epochs=1.5"], "epochs to be a whole number"),
+        (
+            ["run", "airports", "weighted", "--chosen", "--set", "exponent=0.25"],
+            "--chosen or an exponent that is set, but got both",
+        ),
+        (["run", "airports", "sam", "--device", "cuda"], "GPU for --device cuda, but torch finds"),
+        (["cost", "airports", "--device", "cuda"], "GPU for --device cuda, but torch finds"),
         (["table", "faces"], "one of the datasets .* but got 'faces'"),
     ],
 )
 def test_a_wrong_command_says_what_was_expected(
-    command: list[str], message: str, tmp_path: Path
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=message):
         main([*command, "--records", str(tmp_path)])
     assert not list(tmp_path.iterdir())
