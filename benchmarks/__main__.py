@@ -224,7 +224,7 @@ def _exponents(options: argparse.Namespace) -> None:
 def _add_cost(commands: Commands) -> None:
     parser = commands.add_parser("cost", help="measure what training takes beside SQINV")
     parser.add_argument("dataset")
-    parser.add_argument("methods", nargs="*", metavar="method", help="none: all")
+    parser.add_argument("methods", nargs="*", metavar="method", help="none: all that fit")
     _add_data(parser)
     _add_records(parser)
     parser.add_argument("--device", default="cpu", help="Lightning's name: cpu, cuda, auto")
@@ -240,7 +240,7 @@ def _cost(options: argparse.Namespace) -> None:
     _check_device(options.device)
     record = cost(
         options.dataset,
-        options.methods or registry.method_names(),
+        options.methods,
         {} if options.batch_size is None else {"batch_size": options.batch_size},
         data=options.data,
         accelerator=options.device,

@@ -17,8 +17,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import trange
 
-from benchmarks.experiment.plan import plan
-from benchmarks.experiment.registry import get_dataset
+from benchmarks.experiment.dataset import Splits
+from benchmarks.experiment.plan import Plan, plan
+from benchmarks.experiment.registry import get_dataset, method_names
 from benchmarks.training.batches import training_batches
 from benchmarks.training.callbacks import Passes
 from benchmarks.training.module import Regression
@@ -46,20 +47,25 @@ def cost(
 
     Args:
         dataset_name: File name of the data set.
-        methods: File names of the methods; SQINV is measured in any case.
+        methods: File names of the methods; all that fit the data set if there are none. SQINV is
+            measured in any case.
         changes: Entries of the recipe to change.
         data: Folder of the data; the embedded data if None.
         accelerator: Lightning's name of the device.
         steps: Steps of a turn that count, at least 1.
         rounds: How many turns each method has, at least 2; in a round all take one, in random
             order.
+
+    Raises:
+        ValueError: If a method that is named does not fit the data set.
     """
     dataset = get_dataset(dataset_name)
     splits = dataset.load(data)
-    plans = {
-        name: plan(dataset_name, name, changes) for name in {REFERENCE: 0, **dict.fromkeys(methods)}
-    }
+    names = dict.fromkeys([REFERENCE, *(methods or method_names())])
+    plans = {name: plan(dataset_name, name, changes) for name in names}
     recipe = plans[REFERENCE].recipe
+    if not methods:
+        plans = _fitting(plans, splits)
     turns = [(method, stage) for method, own in plans.items() for stage in own.stages]
     passes: dict[str, list[float]] = {method: [0.0] * rounds for method in plans}
     seconds: dict[str, list[float]] = {method: [0.0] * rounds for method in plans}
@@ -91,6 +97,20 @@ def cost(
         "load_average": os.getloadavg(),
         "provenance": provenance(splits, accelerator=accelerator),
     }
+
+
+def _fitting(plans: dict[str, Plan], splits: Splits) -> dict[str, Plan]:
+    """Return the plans of the methods that fit the data set, and say which ones do not."""
+    fitting = {}
+    for method, own in plans.items():
+        try:
+            for stage in own.stages:
+                Regression(get_dataset(own.dataset), own.recipe, stage, splits, seed=0)
+        except ValueError as error:
+            print(f"Left out {method}: {error}", flush=True)
+        else:
+            fitting[method] = own
+    return fitting
 
 
 class Clock(Callback):

@@ -47,9 +47,13 @@ def exponential(network: nn.Module, splits: Splits) -> nn.Module:
     """Return the network behind an exponential.
 
     Raises:
-        ValueError: If some training target is not positive.
+        ValueError: If some training target is not positive, or a sample has several.
     """
     targets = splits.train_targets
+    if targets.dim() > 1:
+        raise ValueError(
+            f"Expected one target a sample for its logarithm, but got {targets.shape[-1]}."
+        )
     if not (targets > 0).all():
         raise ValueError(
             "Expected positive training targets for their logarithm, but got "

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.__main__ import main
-from benchmarks.datasets import rotated_digits
+from benchmarks.datasets import rotated_and_scaled_digits, rotated_digits
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
 
@@ -27,6 +29,26 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
     for row in methods.values():
         assert len(row["seconds"]) == 2
         assert min(row["seconds"]) > 0
+
+
+def test_of_all_methods_those_that_do_not_fit_the_data_set_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, names = "rotated_and_scaled_digits", ["balanced_mse_bmc", "log_target", "vanilla"]
+    monkeypatch.setattr("benchmarks.costs.training.method_names", lambda: names)
+    rotated_and_scaled_digits.write_miniature(tmp_path / "data")
+    command = ["--data", str(tmp_path / "data"), "--records", str(tmp_path)]
+    command += ["--batch-size", "512", "--steps", "1", "--rounds", "2"]
+    main(["cost", name, *command])
+    record = json.loads((tmp_path / name / "cost.json").read_text())
+    assert record["methods"].keys() == {"sqinv", "vanilla"}
+    left_out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in left_out] == [
+        "Left out balanced_mse_bmc",
+        "Left out log_target",
+    ]
+    with pytest.raises(SystemExit, match="Expected one target a sample"):
+        main(["cost", name, "balanced_mse_bmc", *command])
 
 
 def test_the_network_for_faces_was_measured() -> None:
