@@ -7,12 +7,12 @@ from balanced_sam import TargetWeights
 from benchmarks.experiment.dataset import Dataset, Splits
 from benchmarks.experiment.method import Method, Stage
 from benchmarks.experiment.recipe import Recipe
-from benchmarks.methods._losses import WeightedLoss
+from benchmarks.methods._losses import WeightedLoss, weighted
 from benchmarks.methods._stages import whole
 
 
 class PerOutput(nn.Module):
-    """Map targets, shape ``(N, d)``, to a weight each."""
+    """Map targets, shape ``(N, d)``, to a weight each, of mean 1 whatever the recipe."""
 
     def __init__(self, dataset: Dataset, counts: Tensor, exponent: float) -> None:
         super().__init__()
@@ -24,19 +24,19 @@ class PerOutput(nn.Module):
 
     def forward(self, targets: Tensor) -> Tensor:
         """Return the weights, of the targets' shape."""
-        if len(self.each) == 1:
-            return self.each[0](targets)
         columns = targets.unbind(-1)
         return torch.stack([w(t) for w, t in zip(self.each, columns, strict=True)], dim=-1)
 
 
 def _marginal(counts: Tensor, axis: int) -> Tensor:
     """Return the samples in each bin of one target."""
-    return counts.movedim(axis, 0).flatten(1).sum(1) if counts.dim() > 1 else counts
+    return counts.movedim(axis, 0).flatten(1).sum(1)
 
 
 def _stages(recipe: Recipe, *, exponent: float) -> list[Stage]:
     def objective(dataset: Dataset, recipe: Recipe, splits: Splits) -> nn.Module:
+        if len(dataset.bins.axes) == 1:
+            return weighted(exponent)(dataset, recipe, splits)
         return WeightedLoss(dataset, PerOutput(dataset, splits.train_counts, exponent))
 
     return whole(objective)(recipe)

@@ -39,6 +39,7 @@ from benchmarks.methods import (
     term,
     weighted_per_output,
 )
+from benchmarks.methods import weighted as weighted_alone
 from benchmarks.methods._balanced_mse import BMC
 from benchmarks.methods._losses import unweighted, weighted
 from benchmarks.methods.balanced_mse_gai import GAI, fit_mixture
@@ -224,6 +225,21 @@ def test_each_output_is_weighted_by_the_counts_of_its_own_target() -> None:
     predictions = targets + torch.tensor([1.0, -2.0])
     expected = (torch.tensor([1.0, 2.0]) * loss.weights(targets)).mean()
     torch.testing.assert_close(loss.of(predictions, targets), expected)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_single_output_is_weighted_as_without_weights_per_output(
+    exponent: float, normalized: bool
+) -> None:
+    dataset = dataclasses.replace(DATASET, clip_counts=(5.0, 25.0), mean_weight=0.2)
+    recipe = dataclasses.replace(RECIPE, normalized=normalized)
+    found, expected = (
+        weights_of(stage.objective(dataset, recipe, splits_of(TARGETS)))
+        for method in (weighted_per_output, weighted_alone)
+        for stage in method.METHOD.stages(recipe, exponent=exponent)
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("criterion", [absolute_error, squared_error])
