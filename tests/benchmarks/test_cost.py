@@ -18,12 +18,12 @@ def test_the_cost_of_methods_of_one_pass_two_and_a_part_and_of_two_stages(tmp_pa
     main([*command, "--batch-size", "512", "--steps", "1", "--rounds", "2"])
     record = json.loads((tmp_path / "rotated_digits" / "cost.json").read_text())
     methods = record["methods"]
-    rrt, bsam = (plan("rotated_digits", method) for method in ("rrt", "bsam"))
+    rrt, bsam, quarter = (plan("rotated_digits", m) for m in ("rrt", "bsam", "bsam_quarter"))
     assert {name: row["passes"] for name, row in methods.items()} == {
         "sqinv": 1,
         "rrt": 1 + rrt.constants["retrain_epochs"] / rrt.recipe.epochs,
         "bsam": 2 * bsam.recipe.epochs / rrt.recipe.epochs,
-        "bsam_quarter": 1.25,
+        "bsam_quarter": 1.25 * quarter.recipe.epochs / rrt.recipe.epochs,
     }
     assert record["batch_size"] == 512
     for row in methods.values():
