@@ -191,7 +191,8 @@ def per_width(counts: Tensor, bins: Bins) -> Tensor:
         is_float32 = torch.equal(edges, edges.float().double())
         rounding = torch.finfo(torch.float32 if is_float32 else torch.float64).eps
         sizes = torch.maximum(edges[:-1].abs(), edges[1:].abs())
-        allowed = (4 * rounding * (sizes + sizes[middle])).clamp(min=1e-6 * median)
+        allowed = 4 * rounding * (sizes + sizes[middle])
+        allowed = allowed.clamp(min=1e-6 * median, max=1e-2 * median)
         is_equal = (widths - median).abs() <= allowed
         ratios = torch.where(is_equal, 1.0, widths / median)
         shape = [1] * len(bins.shape)

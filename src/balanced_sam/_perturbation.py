@@ -119,6 +119,7 @@ class Perturbation:
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    """Return what a kept copy must share with the tensor."""
     return tensor.dtype, tensor.device
 
 

@@ -61,6 +61,13 @@ def test_rounded_edges_are_of_one_width(edges: Tensor, count: int) -> None:
     assert labels[-1] == ("few" if is_wide else "medium")
 
 
+def test_bins_of_two_widths_are_told_apart_far_from_zero() -> None:
+    # Seconds since 1970, which float32 holds exactly, in bins of 1024 s and one of 2048 s.
+    edges = [2.0**30 + 1024 * k for k in (0, 1, 2, 3, 5)]
+    counts = torch.full((4,), 30)
+    assert ShotRegions.from_counts(TargetBins(edges), counts).labels == ("medium",) * 3 + ("few",)
+
+
 def test_narrow_bins_of_a_wide_range_are_not_taken_for_equal() -> None:
     edges = torch.logspace(-3, 6, 10)
     counts = torch.full((9,), 50)
