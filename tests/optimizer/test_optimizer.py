@@ -836,6 +836,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"to hold tensors that the base optimizer trains, but got none at all",
     ),
+    "a generator that the base has read": (
+        lambda: BalancedSAM(params := iter([w]), SGD(params, lr=0.1)),
+        ValueError,
+        r"but got none at all \(a generator can be read once: call `model\.parameters\(\)` again",
+    ),
     "a number among the tensors": (
         lambda: BalancedSAM([w, 3], built()),  # type: ignore[list-item]
         TypeError,
