@@ -1,6 +1,7 @@
 """Label density: the counts per bin, smoothed over neighboring bins (LDS)."""
 
 import math
+import numbers
 from typing import Literal
 
 import torch
@@ -59,11 +60,12 @@ def smooth_counts(
     check_counts(counts)
     check_choice("kernel", kernel, ("gaussian", "triangular", "laplace"))
     check_choice("boundary", boundary, ("zeros", "reflect"))
-    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+    if not isinstance(size, numbers.Integral) or size < 1 or size % 2 == 0:
         raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size!r}.")
     if not 0 < sigma < math.inf:
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
     values = counts.detach().to("cpu", torch.float64)
+    size = int(size)
     window = values.new_tensor(_window(kernel, size, sigma))
     for axis in range(values.dim()):
         padded = _pad(values.movedim(axis, -1), size // 2, boundary)

@@ -139,7 +139,7 @@ class TargetWeights(nn.Module):
     def from_targets(
         cls,
         targets: Tensor,
-        bins: Bins | int | Rule = "auto",
+        bins: Bins | int | Rule | None = None,
         *,
         scheme: Scheme | float = "sqinv",
         smoothing: Callable[[Tensor], Tensor] | None = None,
@@ -152,7 +152,7 @@ class TargetWeights(nn.Module):
             targets: Training targets of any shape (a vector, a stack of maps), in target units; for
                 a grid, shape ``(..., d)``.
             bins: The bins of the target range, or a grid of several; for one target also the number
-                of bins or a rule, as in :meth:`TargetBins.from_targets`.
+                of bins or a rule. None is the default of :meth:`TargetBins.from_targets`.
             scheme: As in :meth:`from_counts`.
             smoothing: As in :meth:`from_counts`.
             clip_counts: As in :meth:`from_counts`.
@@ -177,6 +177,8 @@ class TargetWeights(nn.Module):
             >>> TargetWeights.from_targets(targets, scheme="inv").bin_weights
             tensor([2.0000, 0.5000, 2.0000])
         """
+        if bins is None:
+            bins = "auto"
         if isinstance(bins, int | np.integer | str):
             bins = TargetBins.from_targets(targets, bins)
         check_bins(bins)
@@ -205,7 +207,8 @@ class TargetWeights(nn.Module):
     ) -> "TargetWeights":
         r"""Fit the weights to the number of training samples in each bin.
 
-        If bin widths differ, :math:`n` is the count per unit of the target, times the median width.
+        If bin widths differ, :math:`n` is the count per unit of the target, times the median width
+        (of an even number of widths the lower one of the middle two).
         Otherwise a narrow bin would count as rare.
 
         Args:
@@ -273,9 +276,12 @@ class TargetWeights(nn.Module):
         return self.bin_weights.flatten()[self.bins.index(targets)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetWeights":
-        """Convert or move the buffers, as ``.half()`` and ``.to()`` do, unless a weight is lost."""
+        """Move the buffers and convert the weights, as ``.to()`` does, unless a weight is lost."""
         _check_converted(self.bin_weights, fn(self.bin_weights))
+        counts = self.counts
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # in torch
+        if self.counts.dtype != counts.dtype:  # Regions follow from them: none is rounded.
+            self.counts = counts.to(self.counts.device)
         return self
 
     def get_extra_state(self) -> Tensor:

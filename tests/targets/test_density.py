@@ -125,6 +125,11 @@ def test_error_names_the_argument(
         call()
 
 
+def test_size_may_be_an_integer_of_numpy() -> None:
+    counts = torch.tensor([1, 0, 4])
+    assert torch.equal(smooth_counts(counts, size=np.int64(3)), smooth_counts(counts, size=3))
+
+
 @pytest.mark.parametrize("boundary", ["zeros", "reflect"])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())

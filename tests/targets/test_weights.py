@@ -446,6 +446,23 @@ def test_conversion_keeps_normalized_weights_and_those_that_are_zero() -> None:
     ]
 
 
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
+def test_conversion_keeps_counts_that_are_floats(convert: str) -> None:
+    counts = torch.tensor([1e5, 100.4, 19.95])
+    weights = TargetWeights.from_counts(unit_bins(counts), counts)
+    labels = ShotRegions.from_weights(weights).labels
+    getattr(torch.nn.Sequential(weights), convert)()
+    assert torch.equal(weights.counts, counts)
+    assert weights.counts.dtype is counts.dtype
+    assert ShotRegions.from_weights(weights).labels == labels == ("many", "many", "few")
+
+
+def test_bins_that_are_none_are_those_from_the_targets() -> None:
+    targets = torch.rand(200)
+    assert TargetWeights.from_targets(targets, None).bins == TargetBins.from_targets(targets)
+    assert TargetWeights.from_targets(targets, bins=None).bins == TargetBins.from_targets(targets)
+
+
 def test_conversion_without_values_is_not_checked() -> None:
     weights = TargetWeights(unit_bins(PIXELS), PIXELS, inverse_weights(PIXELS))
     assert weights.to("meta").half().to_empty(device="cpu").bin_weights.dtype is torch.float16
