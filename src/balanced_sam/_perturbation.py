@@ -25,8 +25,8 @@ class Bucket:
 
     def copies(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return exact copies of the tensors."""
-        # The same objects may hold another dtype of the same size by now, or another device's.
-        if self.room is not None and _kind(self.room[0]) == _kind(tensors[0]):
+        # The same objects may be on another device by now.
+        if self.room is not None and self.room[0].device == tensors[0].device:
             _guards.foreach_copy_(self.room, tensors)
             return self.room
         copies = _guards.foreach_clone(tensors)
@@ -43,14 +43,14 @@ class Buckets:
 
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
-        self._sizes: list[int] = []
+        self._sizes: list[object] = []
         self._buckets: list[Bucket] = []
 
     def of(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:
         """Return the parameters in buckets, without duplicates."""
         # The object may be the same and what it holds another: `module.double()` does that.
-        sizes = list(map(attrgetter("nbytes"), parameters))
-        is_plain = True not in set(map(attrgetter("is_sparse"), gradients))
+        sizes: list[object] = list(map(attrgetter("shape", "dtype"), parameters))
+        is_plain = bool(parameters) and True not in set(map(attrgetter("is_sparse"), gradients))
         if not (is_plain and sizes == self._sizes and all(map(is_, parameters, self._parameters))):
             self._buckets = _by_kind(parameters, gradients)
             # The kind of a sparse or a sharded gradient is looked at each time.
@@ -116,11 +116,6 @@ class Perturbation:
             for tensors, copies in self._saved:
                 _guards.foreach_copy_(tensors, copies)
         torch.clear_autocast_cache()
-
-
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
-    """Return what a kept copy must share with the tensor."""
-    return tensor.dtype, tensor.device
 
 
 def _by_kind(parameters: list[Tensor], gradients: list[Tensor]) -> list[Bucket]:

@@ -338,6 +338,22 @@ def test_sparse_gradients_equal_dense_ones(path: str) -> None:
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
+def test_a_step_that_perturbs_nothing_can_follow_one_with_sparse_gradients(path: str) -> None:
+    model = nn.Embedding(7, 3, sparse=True)
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1), rho=0.4)
+    for rho in (0.4, 0.0, 0.4):
+        optimizer.param_groups[0]["rho"] = rho
+        model.zero_grad()
+        before = bits(model.parameters())
+        model(torch.tensor([1, 4])).square().mean().backward()
+        with optimizer.perturbed():
+            assert (bits(model.parameters()) == before) is (rho == 0)
+            model(torch.tensor([1, 4])).square().mean().backward()
+        assert bits(model.parameters()) == before
+        optimizer.step()
+        assert bits(model.parameters()) != before
+
+
 def test_sparse_and_dense_gradients_share_one_norm(path: str) -> None:
     dense, sparse = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3, 1))
     optimizer = BalancedSAM([dense, sparse], SGD, rho=13.0)
@@ -702,7 +718,8 @@ def square(w: Tensor) -> Tensor:
 def test_weights_may_change_shape_and_dtype_between_steps() -> None:
     w = nn.Parameter(torch.ones(3))
     optimizer = BalancedSAM([w], SGD([w], lr=0.0))
-    for data in (torch.rand(3), torch.rand(1), torch.rand(2, 2), torch.rand(2, 2).double()):
+    of_one_size = torch.rand(2, 2), torch.rand(4), torch.rand(1, 4)
+    for data in (torch.rand(3), torch.rand(1), *of_one_size, torch.rand(2, 2).double()):
         w.data, w.grad = data.clone(), None
         optimizer.step(partial(square, w))
         assert torch.equal(w, data)
