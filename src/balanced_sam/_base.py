@@ -110,7 +110,7 @@ class LeftOut:
             id(old): new
             for row, old_row in zip(rows, self._rows, strict=False)
             for new, old in zip(row, old_row, strict=False)
-            if id(old) not in present and id(new) not in known
+            if id(old) not in present and id(new) not in known and new.shape == old.shape
         }
         self._out = [replaced.get(id(tensor), tensor) for tensor in self._out]
         self._rows = rows

@@ -319,9 +319,12 @@ class BalancedSAM(Optimizer):
             param_group: ``params`` and the options of the group.
 
         Raises:
+            TypeError: If it is no dictionary.
             ValueError: If its ``rho`` is negative or not finite.
         """
+        check_type("param_group", param_group, dict)
         check_rho(param_group.get("rho", 0.0))
+        self._left_out.tensors(self.param_groups)  # the new group replaces none that was removed
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:

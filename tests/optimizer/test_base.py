@@ -122,6 +122,21 @@ def test_tensors_that_are_added_later_are_perturbed() -> None:
     assert is_moved(optimizer, [*parameters, *added]) == [False, False, True, True, True, True]
 
 
+def test_group_that_is_added_after_one_that_was_popped_is_perturbed() -> None:
+    parameters = make((3,), (2, 2))
+    base = SGD([{"params": [p]} for p in parameters], lr=0.1)
+    optimizer = BalancedSAM(parameters[:1], base, rho=RHO)
+    alike, other = make((2, 2), (5,))
+    base.param_groups.pop()
+    optimizer.add_param_group({"params": [alike]})
+    assert is_moved(optimizer, [*parameters, alike]) == [True, False, True]
+    base.add_param_group({"params": [parameters[1]]})
+    assert is_moved(optimizer, [*parameters, alike]) == [True, False, True]
+    base.param_groups.pop()
+    base.add_param_group({"params": [other]})
+    assert is_moved(optimizer, [*parameters, alike, other]) == [True, False, True, True]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copy_after_an_edit_perturbs_the_same_tensors(copied: Callable[[Any], Any]) -> None:
     optimizer, parameters = head_only()
