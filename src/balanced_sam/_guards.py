@@ -57,6 +57,12 @@ def unscale(scaler: GradScaler, base: Optimizer, wrapper: Optimizer) -> None:
         scaler.unscale_(base)
 
 
+def forget_unscaling(scaler: GradScaler, base: Optimizer, wrapper: Optimizer) -> None:
+    """Let the scaler expect scaled gradients again, also if the user has unscaled those before."""
+    for optimizer in (base, wrapper):
+        scaler._per_optimizer_states.pop(id(optimizer), None)  # 2.6 to 2.14
+
+
 def check_not_flattened(parameter: Tensor) -> None:
     """Raise if the parameter is one that the older FSDP flattened."""
     if getattr(parameter, "_fsdp_flattened", False):  # 2.6 to 2.14

@@ -414,7 +414,10 @@ class BalancedSAM(Optimizer):
         # skipped the second pass would let the others wait for ever, so none does: where it
         # overflowed the weights stay, and its second gradient tells the others.
         is_own = self._ascent_context is not nullcontext
-        if scaler is None or not scaler.is_enabled() or is_own or perturbation.norm.isfinite():
+        if scaler is None or not scaler.is_enabled():
+            return perturbation
+        if is_own or perturbation.norm.isfinite():
+            _guards.forget_unscaling(scaler, self.base_optimizer, self)
             return perturbation
         # The scaler finds the broken gradients and backs off. A forward pass would only carry the
         # overflow into the batch-norm statistics.

@@ -1383,20 +1383,35 @@ def test_a_closure_that_unscales_is_not_unscaled_again(is_wrapper: bool) -> None
     assert results[0] == results[1]
 
 
-def test_a_closure_that_unscales_in_both_passes_is_refused() -> None:
-    scaler = GradScaler("cpu", init_scale=4096.0)
-    model, closure, _ = scaled_problem(scaler)
-    before = bits(model.parameters())
-    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.05), rho=0.2)
+@pytest.mark.parametrize("where", ["both passes", "pass 1", "pass 2", "an ascent closure"])
+@pytest.mark.parametrize("is_wrapper", [True, False], ids=["wrapper", "base"])
+def test_a_closure_may_unscale_and_clip_in_either_pass(is_wrapper: bool, where: str) -> None:
+    results = []
+    for scaler in (GradScaler("cpu", init_scale=4096.0), GradScaler("cpu", enabled=False)):
+        model, closure, _ = scaled_problem(scaler)
+        base = SGD(model.parameters(), lr=0.05)
+        optimizer = BalancedSAM(model.parameters(), base, rho=0.2)
 
-    def clipped() -> Tensor | float:
-        loss = closure()
-        scaler.unscale_(optimizer)
-        return loss
+        def clipped(closure: Any = closure, scaler: Any = scaler, model: Any = model) -> Any:
+            loss = closure()
+            is_second = optimizer.is_perturbed  # noqa: B023  # called at once
+            if where in ("both passes", "pass 2" if is_second else "pass 1") or (
+                where == "an ascent closure" and not is_second
+            ):
+                scaler.unscale_(optimizer if is_wrapper else base)  # noqa: B023
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            return loss
 
-    with pytest.raises(RuntimeError, match="already been called"):
-        optimizer.step(clipped, scaler=scaler)
-    assert bits(model.parameters()) == before
+        is_ascent = where == "an ascent closure"
+        for _ in range(3):
+            optimizer.step(
+                closure if is_ascent else clipped,
+                ascent_closure=clipped if is_ascent else None,
+                scaler=scaler,
+            )
+            scaler.update()
+        results.append(bits(model.parameters()))
+    assert results[0] == results[1]
 
 
 def test_a_skipped_batch_under_a_scaler_needs_no_update() -> None:
