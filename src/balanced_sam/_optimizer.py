@@ -190,7 +190,7 @@ class BalancedSAM(Optimizer):
 
         A detached 0-dim tensor, in loss units. It is 0 after a step of one pass, and NaN if an
         overflow made the step skip its second pass. It is None before the first step, and after a
-        step that skipped its batch.
+        step that skipped its batch or raised an exception.
         """
         losses = [_as_scalar(loss) for loss in self._cycle.losses]
         if len(losses) == 2:
@@ -364,6 +364,9 @@ class BalancedSAM(Optimizer):
         try:
             with torch.enable_grad():
                 yield
+        except BaseException:
+            cycle.losses = []
+            raise
         finally:
             cycle.phase = None
             cycle.last_gradient.remember(self.param_groups)
@@ -551,5 +554,7 @@ def _check_loss(loss: Loss | None) -> Loss:
 
 def _as_scalar(loss: Loss) -> Tensor:
     """Return the loss as a 0-dim tensor, wide enough for small differences."""
-    scalar = torch.as_tensor(loss).reshape(())
+    if isinstance(loss, float):
+        return torch.tensor(loss, dtype=torch.float64, device="cpu")
+    scalar = loss.reshape(())
     return scalar.float() if scalar.dtype in HALF_PRECISION else scalar

@@ -463,6 +463,45 @@ def test_closure_may_clear_the_gradients_or_not() -> None:
     assert results[0] == results[1] == results[2]
 
 
+def test_sharpness_of_losses_that_are_floats_is_not_rounded() -> None:
+    w = parameter(1)
+    optimizer = BalancedSAM([w], SGD([w], lr=0.0))
+    losses = [1.0, 1.0 + 1e-12]
+
+    def closure() -> float:
+        w.sum().backward()
+        return losses[optimizer.is_perturbed]
+
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        optimizer.step(closure)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.sharpness.item() == losses[1] - losses[0]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_there_is_no_sharpness_after_an_exception(fails_at: int) -> None:
+    w = parameter(1)
+    optimizer = BalancedSAM([w], SGD([w], lr=0.1))
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2 + fails_at:
+            raise MemoryError
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.sharpness > 0
+    with pytest.raises(MemoryError):
+        optimizer.step(closure)
+    assert optimizer.sharpness is None
+
+
 def test_loss_and_sharpness_are_detached_scalars() -> None:
     model, closure = problem()
     optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1), rho=0.2)
