@@ -263,7 +263,8 @@ class BalancedSAM(Optimizer):
         On entry the gradients are used up and cleared. Afterwards, also after an exception, the
         parameters are restored bit for bit. :meth:`step` without a closure then ends the cycle;
         with one it is an error. Call ``backward`` on all micro-batches before the block, and on all
-        of them again inside it.
+        of them again inside it. The block enters the ``descent_context``; what an
+        ``ascent_context`` would do is for the loop to do. Unscale gradients after the block.
 
         Yields:
             Nothing.
@@ -288,7 +289,8 @@ class BalancedSAM(Optimizer):
         if cycle.phase is _Phase.STEP_DUE and cycle.last_gradient.is_there():
             raise RuntimeError(
                 "Expected `step()` after a `perturbed()` block, but got a second block. Call "
-                "`backward` on every micro-batch before the block, and again inside it."
+                "`backward` on every micro-batch before the block, and again inside it. Call "
+                "`zero_grad()` if the step between was skipped."
             )
         if last_with_gradient(self.param_groups) is None:
             raise ValueError(
@@ -296,7 +298,7 @@ class BalancedSAM(Optimizer):
                 "`backward` on a loss of this optimizer's parameters first."
             )
         self._rhos()
-        with self._moved(self._along_gradients()):
+        with self._moved(self._along_gradients()), self._descent_context():
             yield
         cycle.last_gradient.remember(self.param_groups)
 

@@ -448,14 +448,19 @@ def test_statistics_are_those_of_the_clean_pass_after_an_exception_in_the_second
     assert_same(snapshot(model), snapshot(twin))
 
 
-def test_manual_loop_can_freeze_the_perturbed_pass() -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["in the block", "descent_context"])
+def test_manual_loop_can_freeze_the_perturbed_pass(own: bool) -> None:
     model = make_network()
+    context = partial(frozen_running_stats, model)
     optimizer = BalancedSAM(
-        model.parameters(), torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5
+        model.parameters(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        rho=0.5,
+        descent_context=nullcontext if own else context,
     )
     closure = make_closure(model, optimizer)
     closure()
-    with optimizer.perturbed(), frozen_running_stats(model):
+    with optimizer.perturbed(), context() if own else nullcontext():
         closure()
     optimizer.step()
     twin = make_network()
