@@ -23,9 +23,10 @@ class LambdaRho(LambdaLR):
     - every third step: ``lambda t: float(t % 3 == 0)``
 
     It is a ``LambdaLR``, so trainers accept it beside a schedule of the learning rate. It leaves
-    the learning rate alone. Each group keeps its initial rho as ``initial_rho``, as it keeps
-    ``initial_lr``. The checkpoint of the optimizer contains it, and every later schedule starts
-    from it. A group added later starts from the rho it was added with.
+    the learning rate alone, but notes the present one as ``initial_lr``, from which later schedules
+    of the learning rate start. Each group keeps its initial rho as ``initial_rho``. The checkpoint
+    of the optimizer contains it, and every later schedule starts from it. A group added later
+    starts from the rho it was added with.
 
     Args:
         optimizer: A :class:`BalancedSAM`, or a trainer's wrapper of one.

@@ -470,7 +470,7 @@ def test_frozen_backbone_saves_gradients_of_the_first_pass_and_changes_no_step(
     assert not are_equal(ends[0], weights_of(original))
 
 
-def test_several_optimizers_move_all_weights_and_the_last_step_none(open_page: OpenPage) -> None:
+def test_several_optimizers_move_all_weights_and_leave_no_step_open(open_page: OpenPage) -> None:
     page = open_page("how_to/several_optimizers").run()
     sam, start = page["sam"], weights_of(page["model"])
     batch = page["inputs"], page["targets"]
@@ -481,9 +481,12 @@ def test_several_optimizers_move_all_weights_and_the_last_step_none(open_page: O
     page["muon"].step()
     page["adamw"].step()
     moved = weights_of(page["model"])
-    sam.step()
+    sam.zero_grad()
     assert not any(map(torch.equal, start, moved))
     assert are_equal(moved, weights_of(page["model"]))
+    page["balanced_loss"](*batch).backward()
+    with sam.perturbed():
+        pass
 
 
 def test_schedule_free_base_trains_in_its_train_mode_and_ends_in_that_of_eval(
