@@ -7,6 +7,5 @@ from benchmarks.methods._stages import whole
 METHOD = Method(
     title="Vanilla",
     stages=whole(weighted("none")),
-    tuned={"rotated_and_scaled_digits": {"lr": 0.03}},
     place=1,
 )

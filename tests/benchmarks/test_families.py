@@ -350,8 +350,6 @@ MEASURED = (
     "rotated_digits",
     "satellite_elevation",
 )
-TUNING_SEEDS = {"rotated_and_scaled_digits": 1}
-"""Where they are not two, as docs/pays.md says."""
 
 
 def test_pictures_have_a_panel_a_data_set_in_rows_of_three() -> None:
@@ -401,5 +399,5 @@ class TestCommittedRecords:
         tried = {method: len(choices[method]) for method in choices if families.curve(name, method)}
         assert len(set(tried.values())) == 1, tried
         for row in (row for settings in choices.values() for row in settings.values()):
-            assert len(row["seeds"]) == TUNING_SEEDS.get(name, 2)
+            assert len(row["seeds"]) == 2
             assert not set(row["seeds"]) & set(range(20))
