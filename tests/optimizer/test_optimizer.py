@@ -838,7 +838,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "list for a later group": (
         lambda: BalancedSAM([w], SGD).add_param_group([parameter(1)]),  # type: ignore[arg-type]
         TypeError,
-        r"Expected `param_group` to be a dict, but got list",
+        r"Expected `param_group` to be dict, but got list",
     ),
     "negative rho in an added group": (
         lambda: BalancedSAM([w], SGD).add_param_group({"params": [parameter(1)], "rho": -2.0}),
