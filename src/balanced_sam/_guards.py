@@ -58,9 +58,12 @@ def unscale(scaler: GradScaler, base: Optimizer, wrapper: Optimizer) -> None:
 
 
 def forget_unscaling(scaler: GradScaler, base: Optimizer, wrapper: Optimizer) -> None:
-    """Let the scaler expect scaled gradients again, also if the user has unscaled those before."""
-    for optimizer in (base, wrapper):
-        scaler._per_optimizer_states.pop(id(optimizer), None)  # 2.6 to 2.14
+    """Let the scaler expect scaled gradients again if the user has unscaled those before."""
+    states = scaler._per_optimizer_states  # 2.6 to 2.14
+    for key in {id(base), id(wrapper)} & states.keys():
+        # One that has stepped stays, so that torch misses the `update` between two steps.
+        if states[key]["stage"] is OptState.UNSCALED:  # 2.6 to 2.14
+            del states[key]
 
 
 def check_not_flattened(parameter: Tensor) -> None:

@@ -1453,6 +1453,18 @@ def test_a_closure_may_unscale_and_clip_in_either_pass(is_wrapper: bool, where: 
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.2])
+def test_a_second_step_without_an_update_of_the_scaler_raises(rho: float) -> None:
+    scaler = GradScaler("cpu", init_scale=4096.0)
+    model, closure, _ = scaled_problem(scaler)
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.05), rho=rho)
+    optimizer.step(closure, scaler=scaler)
+    before = bits(model.parameters())
+    with pytest.raises(RuntimeError, match="since the last update"):
+        optimizer.step(closure, scaler=scaler)
+    assert bits(model.parameters()) == before
+
+
 def test_a_skipped_batch_under_a_scaler_needs_no_update() -> None:
     scaler = GradScaler("cpu", init_scale=4096.0)
     model, closure, _ = scaled_problem(scaler)
