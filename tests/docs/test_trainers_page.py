@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from tests.support.pages import OpenPage, Page
@@ -158,6 +159,45 @@ def test_lightning_checkpoint_of_a_region_without_samples_is_that_of_the_first_e
     assert trainer.current_epoch == 2
     (path,) = tmp_path.rglob("*.ckpt")
     assert path.name == "epoch=0.ckpt"
+
+
+def test_lightning_loads_the_best_epoch_of_a_checkpoint(page: Page, tmp_path: Path) -> None:
+    validated(page, tmp_path, page["callbacks"])
+    path = page["callbacks"][0].best_model_path
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    for parameter in page["model"].parameters():
+        parameter.data.zero_()
+    page["ValidatedRegressor"].load_from_checkpoint(path, model=page["model"])
+    parameters = dict(page["model"].named_parameters())
+    assert all(torch.equal(p, saved[f"model.{name}"]) for name, p in parameters.items())
+    assert any(parameter.any() for parameter in parameters.values())
+
+
+def test_lightning_resumes_with_another_rho(page: Page, tmp_path: Path) -> None:
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    fit(page["Regressor"](page["model"]), page, **options)
+    (path,) = tmp_path.rglob("*.ckpt")
+    for name, rho in (("Regressor", 0.05), ("ResumedRegressor", 0.1)):
+        module = page[name](page["model"])
+        trainer = pl.Trainer(**(QUIET | options | {"max_epochs": 2}))
+        trainer.fit(module, page["loader"], ckpt_path=path)
+        (group,) = trainer.optimizers[0].param_groups
+        assert trainer.current_epoch == 2
+        assert group["rho"] == rho
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"), [("MicroBatchRegressor", False), ("ManualRegressor", True)]
+)
+def test_lightning_in_float16_trains_by_the_perturbed_block_only(
+    name: str, moves: bool, page: Page
+) -> None:
+    start = weights_of(page)
+    # So large that the first gradients overflow, which no closure of its own clears.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-12)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    fit(page[name](page["model"]), page, max_epochs=4, plugins=[plugin])
+    assert any(map(torch.equal, weights_of(page), start)) is not moves
 
 
 def test_lightning_manual_step_alone_raises(page: Page) -> None:
