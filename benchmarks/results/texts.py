@@ -17,13 +17,10 @@ def fill(text: str) -> str:
 
     A marker names a table and its arguments::
 
-        <!-- table: summary rotated_digits last_epoch MAE -->
+        <!-- table: exponents rotated_digits -->
         <!-- end table -->
     """
     functions: dict[str, Callable[..., str]] = {
-        "summary": lambda name, selection, metric, *rest: tables.summary(
-            committed(name).by(selection=selection, metric=metric), *rest
-        ),
         "differences": lambda name, selection, metric, *rest: tables.differences(
             committed(name).by(selection=selection, metric=metric), *rest
         ),

@@ -89,9 +89,11 @@ class LeftOut:
         if others or not given & trained.keys():
             others = others or tensors
             shapes = ", ".join(str(tuple(t.shape)) for t in others[:5])
-            came = f"{len(others)} it does not, of shapes {shapes}"
-            if not others:
-                came = "none at all (a generator can be read once: call `model.parameters()` again)"
+            came = (
+                f"{len(others)} it does not, of shapes {shapes}"
+                if others
+                else "none at all (a generator can be read once: call `model.parameters()` again)"
+            )
             raise ValueError(
                 f"Expected `params` to hold tensors that the base optimizer trains, but got {came}."
             )

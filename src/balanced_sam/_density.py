@@ -64,8 +64,8 @@ def smooth_counts(
         raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size!r}.")
     if not 0 < sigma < math.inf:
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
-    values = counts.detach().to("cpu", torch.float64)
     size = int(size)
+    values = counts.detach().to("cpu", torch.float64)
     window = values.new_tensor(_window(kernel, size, sigma))
     for axis in range(values.dim()):
         padded = _pad(values.movedim(axis, -1), size // 2, boundary)

@@ -178,7 +178,7 @@ class TargetWeights(nn.Module):
             tensor([2.0000, 0.5000, 2.0000])
         """
         if bins is None:
-            bins = "auto"
+            bins = TargetBins.from_targets(targets)
         if isinstance(bins, int | np.integer | str):
             bins = TargetBins.from_targets(targets, bins)
         check_bins(bins)
@@ -208,8 +208,8 @@ class TargetWeights(nn.Module):
         r"""Fit the weights to the number of training samples in each bin.
 
         If bin widths differ, :math:`n` is the count per unit of the target, times the median width
-        (of an even number of widths the lower one of the middle two).
-        Otherwise a narrow bin would count as rare.
+        (the lower of the middle two if their number is even). Otherwise a narrow bin would count as
+        rare.
 
         Args:
             bins: The bins of the target range, or a grid of several.
