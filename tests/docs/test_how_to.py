@@ -156,6 +156,32 @@ def test_validation_set_is_balanced_and_leaves_the_rest_for_training(open_page: 
     assert page["regions"].mask(targets[page["validation"]], "few").sum() > 0
 
 
+def test_interval_of_a_difference_holds_zero_unless_there_is_one(open_page: OpenPage) -> None:
+    page = open_page("how_to/differences")
+    targets = page["test_targets"]
+    found = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        first, second = (targets + torch.randn(8, 1) + torch.randn(8, 1000) for _ in range(2))
+        for worse in (0.0, 20.0):
+            page.names.update(predictions=first + worse, other_predictions=second)
+            page.run()
+            found.append(page["low"] < 0 < page["high"])
+    assert sum(found[::2]) >= 16
+    assert not any(found[1::2])
+
+
+def test_interval_of_a_difference_is_paired(open_page: OpenPage) -> None:
+    page = open_page("how_to/differences")
+    # The error of both varies by 100 from seed to seed, and by 1 between them.
+    shared = 1000 + 100 * torch.randn(5, 1)
+    targets = page["test_targets"]
+    page.names.update(predictions=targets + shared + 1, other_predictions=targets + shared)
+    page.run()
+    assert page["low"] == pytest.approx(1, abs=1e-3)
+    assert page["high"] == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", ["closure", "huber_closure"])
 def test_loss_of_another_kind_is_weighted_and_perturbs_by_rho_at_any_scale(
     name: str, open_page: OpenPage
