@@ -71,6 +71,7 @@ METHOD = Method(
     tuned={
         "airports": {"exponent": 1.0, "decay": 0.99},
         "melting_points": {"epochs": 40, "decay": 0.99},
+        "rooms": {"exponent": 1.0, "decay": 0.99},
         "rotated_and_scaled_digits": {"exponent": 0.75, "decay": 0.99},
         "rotated_digits": {"decay": 0.99},
         "satellite_elevation": {"epochs": 20, "exponent": 1.0, "decay": 0.99},

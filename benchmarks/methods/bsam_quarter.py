@@ -59,6 +59,7 @@ METHOD = Method(
     tuned={
         "airports": {"epochs": 80, "exponent": 1.0, "rho_quarter": 0.03},
         "melting_points": {"exponent": 0.75, "rho_quarter": 0.03},
+        "rooms": {"exponent": 1.0, "rho_quarter": 0.001},
         "rotated_and_scaled_digits": {"exponent": 0.75, "rho_quarter": 0.1},
         "rotated_digits": {
             "epochs": 32,
