@@ -707,7 +707,7 @@ def warm_up(optimizer: Optimizer) -> LRScheduler:
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["number", "tensor"])
 def test_a_schedule_of_lr_made_later_starts_from_the_lr_that_there_was(kind: Any) -> None:
-    seen = []
+    seen, starts = [], []
     for has_rho in (False, True):
         w = nn.Parameter(torch.ones(2))
         optimizer = BalancedSAM([w], AdamW([w], lr=kind(0.1)))
@@ -718,8 +718,10 @@ def test_a_schedule_of_lr_made_later_starts_from_the_lr_that_there_was(kind: Any
             optimizer.step(partial(square, w))
             for schedule in schedules:
                 schedule.step()
-        assert float(optimizer.param_groups[0]["initial_lr"]) == pytest.approx(0.1)
+        starts.append(float(optimizer.param_groups[0]["initial_lr"]))
     assert seen[:6] == pytest.approx(seen[6:])
+    # Not always 0.1: where it is a tensor, SequentialLR of torch 2.6 writes to it.
+    assert starts[0] == pytest.approx(starts[1])
 
 
 def test_rho_in_a_sequence_made_before_the_schedule_of_lr_leaves_lr_alone() -> None:
