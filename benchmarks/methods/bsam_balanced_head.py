@@ -27,6 +27,22 @@ METHOD = Method(
     tuned={
         name: {**_sam.TUNED.get(name, {}), **TUNED_HEAD.get(name, {})}
         for name in _sam.TUNED.keys() | TUNED_HEAD.keys()
+    }
+    | {
+        "airports": {
+            "rho": 0.03,
+            "balanced_mse_lr": 1e-3,
+            "noise_sigma": 300.0,
+            "noise_sigma_lr": 0.0,
+        },
+        "melting_points": {
+            "epochs": 10,
+            "exponent": 0.0,
+            "rho": 0.01,
+            "balanced_mse_lr": 1e-2,
+            "noise_sigma": 30.0,
+            "noise_sigma_lr": 0.0,
+        },
     },
     place=19,
 )
