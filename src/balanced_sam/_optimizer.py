@@ -516,8 +516,9 @@ class BalancedSAM(Optimizer):
 
 _STEP_ALONE = (
     "Expected `step(closure)`, or `step()` after a `with optimizer.perturbed():` block whose "
-    "gradients are still there, but got `step()` alone: BalancedSAM evaluates the loss twice a "
-    "step. Pass a closure that computes the loss, calls backward and returns the loss."
+    "gradients are still there, but got `step()` alone: a step with a rho above 0 "
+    "evaluates the loss twice. Pass a closure that computes the loss, calls backward and returns "
+    "the loss. If rho is always 0, the base optimizer can step without one."
 )
 
 

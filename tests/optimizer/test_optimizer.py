@@ -958,7 +958,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "bare step": (
         lambda: BalancedSAM([w], SGD).step(),
         RuntimeError,
-        r"but got `step\(\)` alone: BalancedSAM evaluates the loss twice a step",
+        r"but got `step\(\)` alone: a step with a rho above 0 evaluates the loss twice",
     ),
     "bare step where one lr is not 0": (
         lambda: BalancedSAM(
