@@ -1,5 +1,6 @@
 """The page on trainers: its modules and loops train, and what it warns of comes true."""
 
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -208,6 +209,50 @@ def test_lightning_manual_step_alone_raises(page: Page) -> None:
 
     with pytest.raises(RuntimeError, match=r"perturbed\(\):"):
         fit(StepAlone(page["model"]), page)
+
+
+@pytest.mark.parametrize("has_two_passes", [False, True])
+def test_transformers_trainer_takes_weighted_steps(
+    has_two_passes: bool, page: Page, tmp_path: Path
+) -> None:
+    from transformers import TrainingArguments
+
+    model, alone = page["model"], copy.deepcopy(page["model"])
+    rows = [dict(zip(("inputs", "targets"), row, strict=True)) for row in page["data"]]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=len(rows),
+        remove_unused_columns=False,
+        label_names=["targets"],
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    optimizers = []
+    for network in (model, alone):
+        base = torch.optim.SGD(network.parameters(), lr=0.1)
+        wrapped = page["BalancedSAM"](network.parameters(), base, rho=0.05)
+        optimizers.append(wrapped if has_two_passes else base)
+    kind = page["TwoPasses" if has_two_passes else "WeightedTrainer"]
+    trainer = kind(
+        model, arguments, train_dataset=rows, eval_dataset=rows, optimizers=(optimizers[0], None)
+    )
+    trainer.train()
+
+    def closure() -> Tensor:
+        optimizers[1].zero_grad()
+        loss = page["balanced_loss"](alone, page["all_inputs"], page["all_targets"])
+        loss.backward()
+        return loss
+
+    optimizers[1].step(closure)
+    for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected)
+    with torch.no_grad():
+        loss = page["balanced_loss"](alone, page["all_inputs"], page["all_targets"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-3)
 
 
 def test_accelerate_step_calls_the_closure_twice_and_moves_the_weights(page: Page) -> None:
