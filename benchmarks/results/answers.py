@@ -8,7 +8,7 @@ from benchmarks.results import families, fresh_seeds
 from benchmarks.results import label_noise as noise
 from benchmarks.results.cells import DECIMALS, TITLES, difference_cell, markdown
 from benchmarks.results.intervals import differ_from_zero
-from benchmarks.results.results import Interval
+from benchmarks.results.results import Interval, place
 
 
 def pays(method: str, *shown: str) -> str:
@@ -90,36 +90,41 @@ def weights(*datasets: str) -> str:
 
 
 def rivals(*datasets: str) -> str:
-    """Return the errors of every method that was tuned, on fresh seeds, beside weights alone.
+    """Return what each method that was tuned changes on fresh seeds, a column a data set.
 
-    What differs from 0, corrected over the table, is bold.
+    The first row is the balanced error of weights alone, the others are differences to it. What
+    differs from 0, corrected over the table, is bold; where a method did not run, there is nothing.
     """
     compared = [(name, method) for name in datasets for method in fresh_seeds.rivals(name)]
     found = [_on_fresh_seeds(name, method) for name, method in compared]
-    are_real = differ_from_zero(found)
     cells = {
-        pair: difference_cell(ends, is_real, families.balanced_metric(pair[0]))
-        for pair, ends, is_real in zip(compared, found, are_real, strict=True)
+        (name, method): difference_cell(ends, is_real, families.balanced_metric(name))
+        for (name, method), ends, is_real in zip(
+            compared, found, differ_from_zero(found), strict=True
+        )
     }
-    rows = [["Data set", "Method", "All", "Few", "bMAE", "Difference of bMAE", "Passes"]]
     for name in datasets:
-        results = fresh_seeds.results(name)
-        balanced = results.metric
-        basis = results.records[families.BASIS][0]
-        for method in results.methods:
-            of_first = results.by(metric=results.dataset.metrics[0])
-            errors = [of_first.mean(method, region=region) for region in ("all", "few")]
-            errors += [results.mean(method, region="all")]
-            passes = results.records[method][0].passes / basis.passes
-            rows.append(
-                [
-                    _title(name),
-                    families.FAMILIES.get(method, get_method(method).title),
-                    *(f"{error:.{DECIMALS[balanced]}f}" for error in errors),
-                    cells.get((name, method), ""),
-                    f"{passes:.2f}",
-                ]
-            )
+        error = fresh_seeds.results(name).mean(families.BASIS, region="all")
+        cells[name, families.BASIS] = f"{error:.{DECIMALS[families.balanced_metric(name)]}f}"
+    methods = sorted({method for _, method in cells}, key=place)
+    rows = [["Method", *map(_title, datasets)]]
+    rows += [[_name(m), *(cells.get((name, m), "") for name in datasets)] for m in methods]
+    return markdown(rows)
+
+
+def again(dataset: str) -> str:
+    """Return the errors of every method that was tuned, on fresh seeds."""
+    results = fresh_seeds.results(dataset)
+    balanced = results.metric
+    of_first = results.by(metric=results.dataset.metrics[0])
+    rows = [["Method", "Runs", "Epochs", "Passes", *TITLES.values(), balanced]]
+    for method in results.methods:
+        runs = results.records[method]
+        errors = [of_first.mean(method, region=region) for region in REGIONS]
+        errors += [results.mean(method, region="all")]
+        cells = [str(len(runs)), str(runs[0].recipe["epochs"]), f"{runs[0].passes:g}"]
+        cells += [f"{error:.{DECIMALS[balanced]}f}" for error in errors]
+        rows.append([_name(method), *cells])
     return markdown(rows)
 
 
@@ -182,6 +187,11 @@ def _chosen_point(point: families.Point) -> str:
     words = [f"exponent {point.exponent:g}", f"{recipe['epochs']} epochs"]
     words += [f"rho {recipe[name]:g}" for name in ("rho", "rho_quarter") if name in recipe]
     return f"{error:.{DECIMALS[balanced]}f} ({', '.join(words)})"
+
+
+def _name(method: str) -> str:
+    """Return what a method is called where all are weighted."""
+    return families.FAMILIES.get(method, get_method(method).title)
 
 
 def _title(dataset: str) -> str:

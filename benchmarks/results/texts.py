@@ -26,6 +26,7 @@ def fill(text: str) -> str:
         ),
         "pays": answers.pays,
         "rivals": answers.rivals,
+        "again": answers.again,
         "weights": answers.weights,
         "exponents": answers.exponents,
         "label_noise": answers.label_noise,
