@@ -82,12 +82,14 @@ class Regression(lightning.LightningModule):
         self.watched[dataloader_idx].update(predictions[counted], targets[counted])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics per region of each split that was seen."""
+        """Log the first metric per region, and the others over all, of each split that was seen."""
+        first, *others = self.dataset.metrics
+        names = [*(f"{region}/{first}" for region in REGIONS), *(f"all/{m}" for m in others)]
         for split, metrics in zip(WATCHED, self.watched, strict=True):
             if metrics.update_called:
                 values = metrics.compute()
                 metrics.reset()
-                for name in (f"{r}/{m}" for m in self.dataset.metrics for r in REGIONS):
+                for name in names:
                     self.log(f"{split}/{name}", values[name])
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
