@@ -112,8 +112,8 @@ def rivals(*datasets: str) -> str:
     return markdown(rows)
 
 
-def again(dataset: str) -> str:
-    """Return the errors of every method that was tuned, on fresh seeds."""
+def errors_on_fresh_seeds(dataset: str) -> str:
+    """Return the errors of every method that was tuned, on fresh seeds, and what it cost."""
     results = fresh_seeds.results(dataset)
     balanced = results.metric
     of_first = results.by(metric=results.dataset.metrics[0])

@@ -26,7 +26,7 @@ def fill(text: str) -> str:
         ),
         "pays": answers.pays,
         "rivals": answers.rivals,
-        "again": answers.again,
+        "fresh_seeds": answers.errors_on_fresh_seeds,
         "weights": answers.weights,
         "exponents": answers.exponents,
         "label_noise": answers.label_noise,

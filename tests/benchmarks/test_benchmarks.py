@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.datasets import _digits, rotated_and_scaled_digits, rotated_digits
-from benchmarks.experiment.dataset import Splits
+from benchmarks.experiment.dataset import REGIONS, Splits
 from benchmarks.experiment.plan import Plan, plan
 from benchmarks.experiment.record import (
     COMMITTED,
@@ -121,7 +121,12 @@ def test_every_method_and_every_data_set_run_on_a_miniature(
     assert [int(epoch["stage"]) for epoch in record.history] == [
         stage for stage, number in enumerate(epochs) for _ in range(number)
     ]
-    error = f"all/{about.metrics[0]}"
+    first, *others = about.metrics
+    kept = [f"{region}/{first}" for region in REGIONS] + [f"all/{metric}" for metric in others]
+    splits_seen = ("validation", "test") if "best_test" in about.selections else ("validation",)
+    of_splits = {f"{split}/{name}" for split in splits_seen for name in kept}
+    assert all(epoch.keys() == {"stage", "loss", *of_splits} for epoch in record.history)
+    error = f"all/{first}"
     last_stage = [epoch[f"validation/{error}"] for epoch in record.history][-epochs[-1] :]
     assert record.best_epoch == sum(epochs[:-1]) + int(np.argmin(last_stage))
     write_record(tmp_path / "record.json", record)

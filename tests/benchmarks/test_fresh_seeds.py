@@ -76,7 +76,7 @@ def test_the_table_of_rivals_has_their_differences_to_weights_alone() -> None:
 
 @pytest.mark.usefixtures("records")
 def test_the_table_of_fresh_seeds_has_the_errors_of_each_method() -> None:
-    header, _, *rows = cells_of(answers.again(NAME))
+    header, _, *rows = cells_of(answers.errors_on_fresh_seeds(NAME))
     assert header[:4] == ["Method", "Runs", "Epochs", "Passes"]
     assert header[4:] == ["All", "Many", "Med.", "Few", "bMAE"]
     assert [row[:2] for row in rows] == [
