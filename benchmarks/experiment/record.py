@@ -28,8 +28,8 @@ class Record:
     recipe: dict[str, Any]
     """The resolved recipe, as far as the method uses it, and the epochs of each stage."""
     history: list[dict[str, float | None]]
-    """Per epoch: stage, training loss, and on validation the first metric per region and the others
-    over all; None where there is no target or no finite value."""
+    """Per epoch: stage, training loss, and on validation the metrics over all and the first on
+    few-shot targets; None where there is no target or no finite value."""
     best_epoch: int
     """The entry of ``history`` of the last stage's best epoch by the overall validation error."""
     results: dict[str, Any]

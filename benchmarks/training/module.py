@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from balanced_sam.torchmetrics import RegionMetrics
-from benchmarks.experiment.dataset import REGIONS, Dataset, Splits, is_counted
+from benchmarks.experiment.dataset import Dataset, Splits, is_counted
 from benchmarks.experiment.method import Stage
 from benchmarks.experiment.recipe import Recipe
 from benchmarks.training.evaluation import Evaluation
@@ -82,9 +82,9 @@ class Regression(lightning.LightningModule):
         self.watched[dataloader_idx].update(predictions[counted], targets[counted])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the first metric per region, and the others over all, of each split that was seen."""
-        first, *others = self.dataset.metrics
-        names = [*(f"{region}/{first}" for region in REGIONS), *(f"all/{m}" for m in others)]
+        """Log the metrics over all, and the first on few-shot targets, of each split seen."""
+        first = self.dataset.metrics[0]
+        names = [*(f"all/{metric}" for metric in self.dataset.metrics), f"few/{first}"]
         for split, metrics in zip(WATCHED, self.watched, strict=True):
             if metrics.update_called:
                 values = metrics.compute()
