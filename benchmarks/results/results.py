@@ -3,7 +3,7 @@
 import copy
 import json
 import statistics
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,12 +159,6 @@ class Results:
                     drawn[:, of_fold] = metric_on_draws(sums, counts, metric=self.metric, fold=fold)
             self._drawn[key] = drawn
         return self._drawn[key]
-
-
-@cache
-def committed(name: str) -> Results:
-    """Return the committed results of a data set, read once."""
-    return Results(name)
 
 
 def place(method: str) -> tuple[int, str]:

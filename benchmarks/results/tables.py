@@ -11,7 +11,7 @@ from benchmarks.experiment.registry import get_dataset, get_method, method_names
 from benchmarks.results import answers, families
 from benchmarks.results.cells import DECIMALS, TITLES, difference_cell, markdown
 from benchmarks.results.intervals import differ_from_zero
-from benchmarks.results.results import Interval, Results, committed, place
+from benchmarks.results.results import Interval, Results, place
 
 REFERENCES = ("vanilla", "sqinv")
 SELECTIONS = {
@@ -21,17 +21,14 @@ SELECTIONS = {
 }
 
 
-def summary(results: Results, methods: str = "") -> str:
-    """Return mean ± standard deviation over seeds, the published figures beside them.
-
-    ``methods`` are names with commas between; all that have records if it is empty.
-    """
+def summary(results: Results) -> str:
+    """Return mean ± standard deviation over seeds, the published figures beside them."""
     paper = _published(results.dataset.published)
     beside = paper.get("metric") == results.metric
     title = paper.get("title", "") + (", test-selected" if paper.get("test_selected") else "")
     heads = [f"{title}, {region}" for region in ("All", "Few")] if beside else []
     rows = [["Method", "Seeds", "Passes / SQINV", "Seconds / SQINV", *TITLES.values(), *heads]]
-    for method in _chosen(results, methods):
+    for method in results.methods:
         cells = [_mean_and_deviation(results, method, region) for region in REGIONS]
         if beside:
             values = paper["rows"].get(method, [None] * 4)
@@ -43,12 +40,12 @@ def summary(results: Results, methods: str = "") -> str:
     return markdown(rows)
 
 
-def differences(results: Results, reference: str, methods: str = "") -> str:
+def differences(results: Results, reference: str) -> str:
     """Return each method's paired difference to a reference, with its 95 % interval.
 
-    What differs from 0, corrected over the table, is bold. ``methods`` are as in :func:`summary`.
+    What differs from 0, corrected over the table, is bold.
     """
-    seeds = {method: results.seeds(method, reference) for method in _chosen(results, methods)}
+    seeds = {method: results.seeds(method, reference) for method in results.methods}
     compared = [method for method, common in seeds.items() if common and method != reference]
     found = _differences(results, [(m, reference, r) for m in compared for r in REGIONS])
     rows = [[f"Difference to {get_method(reference).title}", "Seeds", *TITLES.values()]]
@@ -61,7 +58,7 @@ def differences(results: Results, reference: str, methods: str = "") -> str:
 def costs(dataset: str) -> str:
     """Return the passes and seconds of each method that was measured, over those of SQINV."""
     record = json.loads((COMMITTED / dataset / "cost.json").read_text())
-    results = committed(dataset)
+    results = Results(dataset)
     rows = [["Method", "Passes / SQINV", "Seconds / SQINV", "Seconds"]]
     for method in sorted(record["methods"], key=place):
         row = record["methods"][method]
@@ -214,11 +211,6 @@ def _seconds(results: Results, method: str) -> str:
         return ""
     low, middle, high = statistics.quantiles(ratios)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _chosen(results: Results, methods: str) -> list[str]:
-    """Return the methods named, or all."""
-    return methods.split(",") if methods else results.methods
 
 
 def _mean_and_deviation(results: Results, method: str, region: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.results import answers, tables
-from benchmarks.results.results import committed
 
 PAGES = ("pays", "results", "cost")
 TEXTS = tuple(Path(text) for text in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
@@ -21,9 +20,6 @@ def fill(text: str) -> str:
         <!-- end table -->
     """
     functions: dict[str, Callable[..., str]] = {
-        "differences": lambda name, selection, metric, *rest: tables.differences(
-            committed(name).by(selection=selection, metric=metric), *rest
-        ),
         "pays": answers.pays,
         "rivals": answers.rivals,
         "fresh_seeds": answers.errors_on_fresh_seeds,

@@ -30,7 +30,7 @@ from benchmarks.experiment.record import (
     write_record,
 )
 from benchmarks.experiment.registry import dataset_names, get_dataset, method_names
-from benchmarks.results import tables, texts
+from benchmarks.results import fresh_seeds, tables, texts
 from benchmarks.results.intervals import (
     differ_from_zero,
     metric_on_draws,
@@ -722,69 +722,6 @@ class TestIntervals:
             self.difference(np.ones((3, 2)), np.ones((4, 2)), np.ones(2), metric="MAE")
 
 
-@pytest.fixture(scope="module", params=["rotated_and_scaled_digits"])
-def committed(request: pytest.FixtureRequest) -> tuple[str, dict[str, list[Record]]]:
-    """Return an embedded data set's name and its committed records."""
-    return request.param, read_records(COMMITTED, request.param)
-
-
-class TestCommittedRecords:
-    def test_every_method_has_ten_seeds(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        for method, runs in committed[1].items():
-            assert [run.seed for run in runs] == list(range(10)), method
-
-    def test_each_method_runs_with_its_lowest_validation_error_at_the_end(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        name, records = committed
-        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-        # The others have their runs on the curves.
-        assert choices.keys() >= records.keys()
-        for method, settings in choices.items():
-            best = min(settings.values(), key=lambda row: row["last"]["all"])
-            assert plan(name, method).description == best["recipe"]
-
-    def test_records_are_of_the_recipe_in_the_code(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        name, records = committed
-        for method, runs in records.items():
-            expected = plan(name, method).description
-            for run in runs:
-                assert {name: run.recipe[name] for name in expected} == expected
-
-    def test_records_are_of_clean_code_and_the_same_data(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        runs = [run for group in committed[1].values() for run in group]
-        assert not any(run.provenance["dirty"] for run in runs)
-        assert len({run.provenance["data_sha256"] for run in runs}) == 1
-
-    def test_the_epoch_was_selected_on_validation_data(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        name, records = committed
-        error = f"validation/all/{get_dataset(name).metrics[0]}"
-        for run in (run for runs in records.values() for run in runs):
-            first = sum(run.recipe["stage_epochs"][:-1])
-            errors = [epoch[error] for epoch in run.history[first:]]
-            assert run.best_epoch == first + errors.index(min(errors))
-
-    def test_tuning_seeds_are_not_reported(
-        self, committed: tuple[str, dict[str, list[Record]]]
-    ) -> None:
-        name, records = committed
-        choices = json.loads((COMMITTED / name / "tuning.json").read_text())
-        tuned = {
-            seed for rows in choices.values() for row in rows.values() for seed in row["seeds"]
-        }
-        reported = {run.seed for runs in records.values() for run in runs}
-        assert tuned
-        assert not tuned & reported
-
-
 def test_tables_are_filled_between_their_markers() -> None:
     text = "before <!-- table: published agedb_dir -->\nold\n<!-- end table --> after"
     filled = texts.fill(text)
@@ -832,8 +769,7 @@ def test_the_table_of_settings_says_where_all_have_diverged(
 
 def test_a_table_cell_is_the_mean_and_deviation_of_the_records(tmp_path: Path) -> None:
     name = "rotated_and_scaled_digits"
-    records = read_records(COMMITTED, name)
-    runs = records["bsam_weighted"]
+    runs = read_records(fresh_seeds.FOLDER, name)["bsam_weighted"]
     for run in runs:
         write_record(tmp_path / name / "bsam_weighted" / f"seed-{run.seed}.json", run)
         basis = dataclasses.replace(run, method="sqinv", passes=run.passes / 2)

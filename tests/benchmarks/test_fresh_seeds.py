@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.experiment.plan import plan
 from benchmarks.experiment.record import COMMITTED
+from benchmarks.experiment.registry import get_dataset
 from benchmarks.results import answers, families, fresh_seeds
 from benchmarks.results.families import BASIS
 from tests.benchmarks.test_families import MEASURED as ON_CURVES
@@ -44,6 +45,7 @@ RIVALS = {
         "bsam_loss_units",
         "bsam_balanced_head",
     ],
+    "rotated_and_scaled_digits": ["weighted_per_output", *FAMILIES],
 }
 """The methods that were tuned as weights alone and BSAM were."""
 
@@ -127,6 +129,15 @@ def test_committed_runs_have_the_settings_that_were_chosen(name: str) -> None:
         for run in runs:
             assert run.recipe == expected
             assert run.provenance["dirty"] is False
+
+
+@pytest.mark.parametrize("name", ON_CURVES)
+def test_the_best_epoch_of_committed_runs_is_that_of_validation(name: str) -> None:
+    error = f"validation/all/{get_dataset(name).metrics[0]}"
+    for run in (run for runs in fresh_seeds.results(name).records.values() for run in runs):
+        first = sum(run.recipe["stage_epochs"][:-1])
+        errors = [epoch[error] for epoch in run.history[first:]]
+        assert run.best_epoch == first + errors.index(min(errors))
 
 
 @pytest.mark.parametrize("name", ON_CURVES)
