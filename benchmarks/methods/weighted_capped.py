@@ -19,6 +19,7 @@ METHOD = Method(
     tuned={
         "airports": {"exponent": 1.0, "least_count": 3.0},
         "melting_points": {"exponent": 1.0},
+        "rotated_and_scaled_digits": {"epochs": 20, "exponent": 0.75, "least_count": 3.0},
         "rotated_digits": {"exponent": 0.75, "least_count": 3.0},
     },
     place=6,
