@@ -45,7 +45,15 @@ RIVALS = {
         "bsam_loss_units",
         "bsam_balanced_head",
     ],
-    "rotated_and_scaled_digits": ["weighted_per_output", *FAMILIES],
+    "rotated_and_scaled_digits": ["weighted_capped", "weighted_per_output", *FAMILIES],
+    "rotated_digits": [
+        "weighted_capped",
+        "averaged",
+        "log_target",
+        "weighted_balanced_head",
+        "bsam_weighted",
+        "bsam_quarter",
+    ],
 }
 """The methods that were tuned as weights alone and BSAM were."""
 
