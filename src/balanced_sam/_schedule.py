@@ -76,19 +76,15 @@ class LambdaRho(LambdaLR):
         for i, group in enumerate(groups):
             rho = group.setdefault("rho", self.optimizer.defaults["rho"])
             group.setdefault("initial_rho", check_rho(rho))
-            self._set_rho(i, group)
+            # The last function also serves the groups added later.
+            factor = float(self.lr_lambdas[min(i, len(self.lr_lambdas) - 1)](self.last_epoch))
+            if not 0 <= factor < math.inf:
+                raise ValueError(
+                    "Expected `rho_lambda` to return a non-negative, finite factor, but got "
+                    f"{factor} at step {self.last_epoch}."
+                )
+            group["rho"] = group["initial_rho"] * factor
         return [group["lr"] for group in groups]
-
-    def _set_rho(self, i: int, group: dict[str, Any]) -> None:
-        """Give the i-th group the rho of the present step."""
-        # The last function also serves the groups added later.
-        factor = float(self.lr_lambdas[min(i, len(self.lr_lambdas) - 1)](self.last_epoch))
-        if not 0 <= factor < math.inf:
-            raise ValueError(
-                "Expected `rho_lambda` to return a non-negative, finite factor, but got "
-                f"{factor} at step {self.last_epoch}."
-            )
-        group["rho"] = group["initial_rho"] * factor
 
     @property
     def base_rhos(self) -> list[float]:
@@ -97,11 +93,13 @@ class LambdaRho(LambdaLR):
         return [group["initial_rho"] for group in groups if "initial_rho" in group]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, the initial rhos and the state of callable objects, but no functions."""
-        return super().state_dict() | {"base_rhos": self.base_rhos}
+        """Return the step, the rhos, initial and present, and the state of callable objects."""
+        groups = self.optimizer.param_groups
+        rhos = [group["rho"] for group in groups if "initial_rho" in group]
+        return super().state_dict() | {"base_rhos": self.base_rhos, "rhos": rhos}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume: restore the step and the initial rhos, and set every group's rho by them.
+        """Resume: restore the step and each group's rho, initial and present.
 
         Args:
             state_dict: What :meth:`state_dict` returned.
@@ -110,15 +108,13 @@ class LambdaRho(LambdaLR):
             ValueError: If it is something else.
         """
         state = dict(state_dict)
-        if "base_rhos" not in state:
+        if not {"base_rhos", "rhos"} <= state.keys():
             raise ValueError(
                 "Expected `state_dict` to be what `state_dict()` of a LambdaRho returned, but got "
                 f"one with {', '.join(state)}."
             )
-        initial_rhos = state.pop("base_rhos")
+        rhos = zip(state.pop("base_rhos"), state.pop("rhos"), strict=True)
         super().load_state_dict(state)
-        for i, (group, rho) in enumerate(
-            zip(self.optimizer.param_groups, initial_rhos, strict=False)
-        ):
-            group["initial_rho"] = rho
-            self._set_rho(i, group)
+        # Not from the function: in a chain of schedules that of another may be the active one.
+        for group, (initial, present) in zip(self.optimizer.param_groups, rhos, strict=False):
+            group["initial_rho"], group["rho"] = initial, present

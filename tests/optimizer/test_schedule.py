@@ -511,6 +511,25 @@ def test_loading_sets_rho_at_once() -> None:
     assert resumed.base_rhos == [0.4]
 
 
+def test_resume_in_a_chain_of_schedules_keeps_the_rho_of_the_active_one() -> None:
+    def chain(optimizer: BalancedSAM) -> SequentialLR:
+        factors = (0.0, 5.0, 7.0)
+        each = [LambdaRho(optimizer, lambda t, factor=factor: factor) for factor in factors]
+        return SequentialLR(optimizer, each, milestones=[3, 5])
+
+    for steps in range(7):
+        model = make_model()
+        optimizer = make_optimizer(model, rho=0.4)
+        schedule = chain(optimizer)
+        for _ in range(steps):
+            take_step(optimizer, Closure(model), schedule)
+        other = make_optimizer(make_model(), rho=0.4)
+        resumed = chain(other)
+        other.load_state_dict(through_disk(optimizer.state_dict()))
+        resumed.load_state_dict(through_disk(schedule.state_dict()))
+        assert rhos(other) == rhos(optimizer)
+
+
 def test_resume_with_a_group_that_was_added_later_equals_the_uninterrupted_run() -> None:
     model, extra = make_model(), nn.Linear(3, 1)
     optimizer = make_optimizer(model, rho=0.4)

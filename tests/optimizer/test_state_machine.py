@@ -186,14 +186,12 @@ class Oracle:
                 weights[i] = w
         return weights
 
-    def follow_schedule(self, *, steps: int) -> None:
-        """Set the rho of each group from its initial one; a step makes the present one that."""
-        self.rho_steps += steps
+    def follow_schedule(self) -> None:
+        """Set the rho of each group from its initial one; without one the present becomes it."""
+        self.rho_steps += 1
         for i, (initial, rho) in enumerate(zip(self.initial_rhos, self.rhos, strict=True)):
-            if initial is None and steps:
-                self.initial_rhos[i] = rho
-            if self.initial_rhos[i] is not None:
-                self.rhos[i] = self.initial_rhos[i] * factor_at(self.rho_steps)
+            self.initial_rhos[i] = start = rho if initial is None else initial
+            self.rhos[i] = start * factor_at(self.rho_steps)
 
     def has_gradients(self) -> bool:
         return any(self.gradients[i] is not None for i in self.present())
@@ -455,7 +453,7 @@ class Training(RuleBasedStateMachine):
     @rule()
     def step_rho_schedule(self) -> None:
         self.rho_schedule.step()
-        self.oracle.follow_schedule(steps=1)
+        self.oracle.follow_schedule()
 
     @rule(copied=st.sampled_from([copy.deepcopy, pickled]))
     def go_on_with_a_copy(self, copied: Callable[[Any], Any]) -> None:
@@ -479,10 +477,7 @@ class Training(RuleBasedStateMachine):
         self.saved = file.getvalue(), copy.deepcopy(self.oracle)
 
     def load(self, *, schedule_last: bool) -> Oracle:
-        """Load what was saved; return what the oracle was then.
-
-        Loaded last, the schedule sets rho anew; else the checkpoint of the optimizer has the word.
-        """
+        """Load what was saved, in either order; return what the oracle was then."""
         assert self.saved is not None
         weights, *states = torch.load(io.BytesIO(self.saved[0]), weights_only=True)
         for parameter, weight in zip(self.parameters, weights, strict=True):
@@ -490,10 +485,7 @@ class Training(RuleBasedStateMachine):
         loads = list(zip(self.parts(), states, strict=True))
         for part, state in loads if schedule_last else reversed(loads):
             part.load_state_dict(state)
-        oracle = copy.deepcopy(self.saved[1])
-        if schedule_last:
-            oracle.follow_schedule(steps=0)
-        return oracle
+        return copy.deepcopy(self.saved[1])
 
     @rule(saves_first=st.booleans(), schedule_last=st.booleans())
     def resume_in_a_new_optimizer(self, saves_first: bool, schedule_last: bool) -> None:
