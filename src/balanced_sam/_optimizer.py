@@ -18,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from balanced_sam import _guards
 from balanced_sam._base import LeftOut, check_base, complete
-from balanced_sam._checks import check_callable, check_rho, check_type
+from balanced_sam._checks import check_callable, check_context, check_rho, check_type
 from balanced_sam._guards import HOOKS, not_traced
 from balanced_sam._lost_gradients import LastGradient, last_with_gradient
 from balanced_sam._perturbation import HALF_PRECISION, Buckets, Perturbation
@@ -146,8 +146,8 @@ class BalancedSAM(Optimizer):
     ) -> None:
         _check_options(options)
         rho = check_rho(rho)
-        check_callable("ascent_context", ascent_context)
-        check_callable("descent_context", descent_context)
+        check_context("ascent_context", ascent_context)
+        check_context("descent_context", descent_context)
         is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
         base: Any = base_optimizer if is_built else base_optimizer(params)  # type: ignore[operator]
         check_base(base, rho)
@@ -190,7 +190,7 @@ class BalancedSAM(Optimizer):
 
         A detached 0-dim tensor, in loss units. It is 0 after a step of one pass, and NaN if an
         overflow made the step skip its second pass. It is None before the first step, and after a
-        step that skipped its batch or raised an exception.
+        step that skipped its batch, raised an exception or ended a manual cycle.
         """
         losses = [_as_scalar(loss) for loss in self._cycle.losses]
         if len(losses) == 2:
@@ -375,8 +375,11 @@ class BalancedSAM(Optimizer):
         if has_lost and not cycle.losses:
             # Lightning hands a closure that does nothing to a step called without one.
             raise RuntimeError(
-                f"{_STEP_ALONE} To skip a batch by a closure that returns None, first clear the "
-                "gradients that were computed before it."
+                "Expected the closure to compute the gradients, but got gradients computed before "
+                "a closure that returned None. If the trainer called `step()` without a closure, "
+                "pass one that computes the loss, calls backward and returns the loss, or run the "
+                "second backward in a `with optimizer.perturbed():` block. To skip a batch, first "
+                "call `optimizer.zero_grad()`."
             )
         # A closure that clears the gradients itself expects none from before to count.
         if has_lost and cycle.clearings == clearings:
@@ -481,6 +484,7 @@ class BalancedSAM(Optimizer):
     def _end_manual_cycle(self, closure: Closure | None, scaler: GradScaler | None) -> None:
         """Take the base step after :meth:`perturbed`; raise if that did not come before."""
         is_due, self._cycle.phase = self._cycle.phase is _Phase.STEP_DUE, None
+        self._cycle.losses = []
         # Lightning hands a closure that returns None to a step called without one.
         if closure is not None and closure() is not None:
             raise RuntimeError(

@@ -502,6 +502,18 @@ def test_there_is_no_sharpness_after_an_exception(fails_at: int) -> None:
     assert optimizer.sharpness is None
 
 
+def test_there_is_no_sharpness_after_a_manual_cycle() -> None:
+    model, closure = problem()
+    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1), rho=0.5)
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    closure()
+    with optimizer.perturbed():
+        closure()
+    optimizer.step()
+    assert optimizer.sharpness is None
+
+
 def test_loss_and_sharpness_are_detached_scalars() -> None:
     model, closure = problem()
     optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1), rho=0.2)
@@ -1479,11 +1491,15 @@ def test_a_skip_on_gradients_of_another_loss_says_what_to_do() -> None:
     model, closure = problem()
     optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
     closure()
-    with pytest.raises(RuntimeError, match=r"To skip a batch .* first clear the gradients"):
+    with pytest.raises(RuntimeError, match=r"before a closure that returned None") as raised:
         optimizer.step(lambda: None)
+    assert "To skip a batch, first call `optimizer.zero_grad()`" in str(raised.value)
+    # Lightning makes such a closure of a `step()` without one.
+    assert "If the trainer called `step()` without a closure, pass one" in str(raised.value)
     closure()
     optimizer.zero_grad()
     assert optimizer.step(lambda: None) is None
+    assert optimizer.step(closure) is not None
 
 
 def test_manual_loop_may_end_with_step_and_scaler() -> None:
@@ -1660,16 +1676,6 @@ def test_second_call_without_a_gradient_moves_nothing() -> None:
     before = bits(model.parameters())
     optimizer.step(lambda: None if optimizer.is_perturbed else closure())
     assert bits(model.parameters()) == before
-
-
-def test_closure_that_does_nothing_over_gradients_at_hand_is_a_bare_step() -> None:
-    """Lightning makes such a closure of a ``step()`` without one."""
-    model, closure = problem()
-    optimizer = BalancedSAM(model.parameters(), partial(SGD, lr=0.1))
-    closure()
-    with pytest.raises(RuntimeError, match=r"but got `step\(\)` alone"):
-        optimizer.step(lambda: None)
-    optimizer.step(closure)
 
 
 # Calls inside a pass
@@ -1891,3 +1897,16 @@ def test_step_calls_twice_leaves_requires_grad_and_resumes_exactly(setup: dict[s
         optimizer.step(resumed)
         schedule.step()
     assert bits([*model.parameters(), *model.buffers()]) == whole
+
+
+@pytest.mark.parametrize("name", ["ascent_context", "descent_context"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: frozen_running_stats(nn.Linear(1, 1)), torch.enable_grad, contextlib.nullcontext],
+)
+def test_a_context_in_place_of_its_factory_is_refused(name: str, make: Callable[[], Any]) -> None:
+    model, _ = problem()
+    base = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=rf"Expected `{name}` to be a function .* `partial\("):
+        BalancedSAM(model.parameters(), base, **{name: make()})
+    BalancedSAM(model.parameters(), base, **{name: contextlib.nullcontext})
