@@ -137,6 +137,9 @@ class RegionMetrics(Metric):
         # In 16 bits a sum would soon stop growing.
 
         def move(tensor: Tensor) -> Tensor:
+            # Apple's GPUs have no float64: there the sums stay on the CPU.
+            if fn(torch.empty(0)).device.type == "mps":
+                return tensor
             moved = fn(tensor)
             if self._dtype_convert or moved.dtype == tensor.dtype:
                 return moved

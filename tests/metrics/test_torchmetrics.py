@@ -287,6 +287,22 @@ def test_metrics_over_other_grids_do_not_share_their_state() -> None:
         assert collection[name].report().by_bin["count"] == metric.report().by_bin["count"]
 
 
+def test_sums_stay_on_the_cpu_where_a_device_has_no_float64() -> None:
+    class OnAppleGPU:
+        device, dtype = torch.device("mps"), torch.float32
+
+    def to_mps(tensor: torch.Tensor) -> object:
+        if tensor.dtype is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+        return OnAppleGPU()
+
+    metrics = RegionMetrics(REGIONS)
+    metrics._apply(to_mps)
+    targets = torch.arange(3000.0) % 30
+    metrics.update(targets + 1, targets)
+    assert metrics.compute()["all/MAE"] == 1
+
+
 @pytest.mark.parametrize(
     "convert",
     [
