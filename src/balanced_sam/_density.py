@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_choice, check_counts
+from balanced_sam._checks import check_choice, check_counts, check_number
 
 Kernel = Literal["gaussian", "triangular", "laplace"]
 Boundary = Literal["zeros", "reflect"]
@@ -62,7 +62,7 @@ def smooth_counts(
     check_choice("boundary", boundary, ("zeros", "reflect"))
     if not isinstance(size, numbers.Integral) or size < 1 or size % 2 == 0:
         raise ValueError(f"Expected `size` to be an odd positive integer, but got size={size!r}.")
-    if not 0 < sigma < math.inf:
+    if not 0 < check_number("sigma", sigma) < math.inf:
         raise ValueError(f"Expected `sigma` to be positive and finite, but got sigma={sigma}.")
     size = int(size)
     values = counts.detach().to("cpu", torch.float64)

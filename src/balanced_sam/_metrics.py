@@ -12,6 +12,7 @@ from balanced_sam._bins import TargetBins
 from balanced_sam._checks import (
     check_choice,
     check_finite,
+    check_number,
     check_one_target,
     check_predictions,
     check_type,
@@ -176,7 +177,7 @@ def threshold_accuracy(
         >>> threshold_accuracy(torch.tensor([1.2, 1.3, -1.0]), torch.tensor([1.0, 1.0, 1.0]))
         tensor(0.3333, dtype=torch.float64)
     """
-    if not threshold > 1:
+    if not check_number("threshold", threshold) > 1:
         raise ValueError(f"Expected `threshold` to be above 1, but got threshold={threshold}.")
     hits = _mean(partial(_hit, threshold=threshold), predictions, targets, multioutput)
     return _over_outputs(hits, multioutput)

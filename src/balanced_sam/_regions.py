@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_sam._checks import check_choice, check_counts, check_type
+from balanced_sam._checks import check_choice, check_counts, check_number, check_type
 from balanced_sam._grid import Bins, check_bins, per_width
 from balanced_sam._weights import TargetWeights
 
@@ -89,7 +89,7 @@ class ShotRegions:
         """
         check_bins(bins)
         check_counts(counts, bins.shape)
-        if not few_below <= many_above:
+        if not check_number("few_below", few_below) <= check_number("many_above", many_above):
             raise ValueError(
                 "Expected `few_below` to be at most `many_above`, but got "
                 f"few_below={few_below} and many_above={many_above}."

@@ -162,6 +162,7 @@ class TargetWeights(nn.Module):
             The weights, on the targets' device.
 
         Raises:
+            TypeError: If ``bins`` is anything else, such as a list of edges.
             ValueError: If ``targets`` is empty, not finite or, without a grid, of shape ``(N, d)``
                 with several targets per sample; or an option is out of its range.
 
@@ -181,7 +182,11 @@ class TargetWeights(nn.Module):
             bins = TargetBins.from_targets(targets)
         if isinstance(bins, int | np.integer | str):
             bins = TargetBins.from_targets(targets, bins)
-        check_bins(bins)
+        if not isinstance(bins, Bins):
+            raise TypeError(
+                "Expected `bins` to be a number of bins, the name of a rule, TargetBins or "
+                f"TargetGrid, but got {type(bins).__name__}: edges go into `TargetBins(edges)`."
+            )
         weights = cls.from_counts(
             bins,
             bins.counts(targets),
@@ -425,11 +430,13 @@ def _clip(counts: Tensor, clip_counts: tuple[float, float] | None) -> Tensor:
         return counts
     try:
         low, high = clip_counts
-    except (TypeError, ValueError):  # a number, or not two
-        low, high = 0.0, 0.0
-    if not 0 < low <= high:
+        is_pair = 0 < low <= high
+    except (TypeError, ValueError):  # no numbers, or not two
+        is_pair = False
+    if not is_pair:
         raise ValueError(
-            f"Expected `clip_counts` to be a pair with 0 < low <= high, but got {clip_counts!r}."
+            "Expected `clip_counts` to be a pair with 0 < low <= high, where high may be "
+            f"`math.inf`, but got {clip_counts!r}."
         )
     return counts.clamp(low, high)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import balanced_sam
 from balanced_sam import (
+    BalancedSAM,
     ShotRegions,
     TargetBins,
     TargetGrid,
@@ -45,6 +46,7 @@ WRONG: dict[type, list[Any]] = {
     TargetWeights: [BINS, COUNTS, None],
     ShotRegions: [BINS, ["many", "few"], None],
     nn.Module: [[nn.Linear(1, 1)], nn.Linear, None],
+    float: [None, "1", torch.ones(2)],
 }
 
 
@@ -53,12 +55,19 @@ def enter(module: Any) -> None:
         pass
 
 
+def wrap(rho: float) -> object:
+    layer = nn.Linear(1, 1)
+    return BalancedSAM(layer.parameters(), torch.optim.SGD(layer.parameters()), rho=rho)
+
+
 CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
+    "BalancedSAM": (wrap, {"rho": 0.05}),
     "ShotRegions": (ShotRegions, {"bins": BINS, "labels": REGIONS.labels}),
     "ShotRegions.from_counts": (ShotRegions.from_counts, {"bins": BINS, "counts": COUNTS}),
     "ShotRegions.mask": (REGIONS.mask, {"targets": TARGETS, "region": "few"}),
     "ShotRegions.from_weights": (ShotRegions.from_weights, {"weights": WEIGHTS}),
     "TargetBins.from_targets": (TargetBins.from_targets, {"targets": TARGETS}),
+    "TargetBins.uniform": (TargetBins.uniform, {"low": 0.0, "high": 2.0, "width": 1.0}),
     "TargetBins.index": (BINS.index, {"targets": TARGETS}),
     "TargetBins.counts": (BINS.counts, {"targets": TARGETS}),
     "TargetGrid": (TargetGrid, {"bins": BINS}),

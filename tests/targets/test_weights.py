@@ -572,6 +572,11 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
             r"`clip_counts` .* but got \(0, 1\)",
         ),
         (
+            lambda: inverse_weights(ONES, clip_counts=(None, 100)),
+            ValueError,
+            r"`clip_counts` .* `math.inf`, but got \(None, 100\)",
+        ),
+        (
             lambda: inverse_weights(ONES, clip_counts=(3, 2)),
             ValueError,
             r"`clip_counts` .* but got \(3, 2\)",
@@ -621,7 +626,7 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (
             lambda: TargetWeights.from_targets(ONES, [0, 1, 2]),
             TypeError,
-            "`bins` to be TargetBins or TargetGrid",
+            "`bins` to be a number of bins, .* but got list: edges go into `TargetBins",
         ),
         (
             lambda: TargetWeights.from_targets(ONES, True),
