@@ -277,8 +277,15 @@ class TargetWeights(nn.Module):
 
         Raises:
             TypeError: If ``targets`` is not a tensor of real numbers.
+            ValueError: If ``targets`` is on another device.
         """
-        return self.bin_weights.flatten()[self.bins.index(targets)]
+        index = self.bins.index(targets)
+        if index.device != self.bin_weights.device:
+            raise ValueError(
+                f"Expected `targets` on {self.bin_weights.device}, where the weights are, but got "
+                f"{index.device}: move the weights by `weights.to(targets.device)`."
+            )
+        return self.bin_weights.flatten()[index]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetWeights":
         """Move the buffers and convert the weights, as ``.to()`` does, unless a weight is lost."""

@@ -468,6 +468,12 @@ def test_conversion_without_values_is_not_checked() -> None:
     assert weights.to("meta").half().to_empty(device="cpu").bin_weights.dtype is torch.float16
 
 
+def test_targets_on_another_device_say_what_to_move() -> None:
+    weights = TargetWeights.from_targets(torch.arange(9.0))
+    with pytest.raises(ValueError, match="on cpu, where the weights are, but got meta: move the"):
+        weights(torch.empty(3, 5, device="meta"))
+
+
 def test_call_reads_no_value_on_the_host() -> None:
     # A meta tensor has no values: whatever asks for one raises.
     weights = TargetWeights.from_targets(torch.arange(9.0), TargetBins.uniform(0, 9, width=3))
