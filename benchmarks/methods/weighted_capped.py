@@ -21,6 +21,7 @@ METHOD = Method(
         "melting_points": {"exponent": 1.0},
         "rotated_and_scaled_digits": {"epochs": 20, "exponent": 0.75, "least_count": 3.0},
         "rotated_digits": {"exponent": 0.75, "least_count": 3.0},
+        "satellite_elevation": {"epochs": 10, "lr": 8e-3, "exponent": 1.0, "least_count": 3.0},
     },
     place=6,
 )
