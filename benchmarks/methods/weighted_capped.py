@@ -19,6 +19,7 @@ METHOD = Method(
     tuned={
         "airports": {"exponent": 1.0, "least_count": 3.0},
         "melting_points": {"exponent": 1.0},
+        "rooms": {"exponent": 1.0, "least_count": 1500.0},
         "rotated_and_scaled_digits": {"epochs": 20, "exponent": 0.75, "least_count": 3.0},
         "rotated_digits": {"exponent": 0.75, "least_count": 3.0},
         "satellite_elevation": {"epochs": 10, "lr": 8e-3, "exponent": 1.0, "least_count": 3.0},
