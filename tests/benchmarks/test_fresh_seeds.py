@@ -54,6 +54,13 @@ RIVALS = {
         "bsam_weighted",
         "bsam_quarter",
     ],
+    "satellite_elevation": [
+        "weighted_capped",
+        "averaged",
+        "weighted_balanced_head",
+        "bsam_weighted",
+        "bsam_quarter",
+    ],
 }
 """The methods that were tuned as weights alone and BSAM were."""
 
