@@ -45,6 +45,7 @@ RIVALS = {
         "bsam_loss_units",
         "bsam_balanced_head",
     ],
+    "rooms": ["weighted_capped", *FAMILIES],
     "rotated_and_scaled_digits": ["weighted_capped", "weighted_per_output", *FAMILIES],
     "rotated_digits": [
         "weighted_capped",
