@@ -72,6 +72,7 @@ METHOD = Method(
     constants={"exponent": 0.5},
     tuned={
         "melting_points": {"epochs": 40, "lr": 4e-3, "exponent": 1.0},
+        "rooms": {"exponent": 1.0},
         "rotated_digits": {"lr": 0.6},
     },
     place=7,
