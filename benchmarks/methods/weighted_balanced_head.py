@@ -21,6 +21,12 @@ METHOD = Method(
     | {
         "airports": {"balanced_mse_lr": 1e-3, "noise_sigma": 300.0, "noise_sigma_lr": 0.0},
         "melting_points": {"balanced_mse_lr": 1e-2, "noise_sigma": 30.0, "noise_sigma_lr": 0.0},
+        "rooms": {
+            "exponent": 1.0,
+            "balanced_mse_lr": 1e-2,
+            "noise_sigma": 1.0,
+            "noise_sigma_lr": 0.0,
+        },
         "rotated_digits": {"balanced_mse_lr": 3e-2, "noise_sigma_lr": 0.0},
         "satellite_elevation": {
             "exponent": 1.0,
