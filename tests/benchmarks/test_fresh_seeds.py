@@ -45,7 +45,14 @@ RIVALS = {
         "bsam_loss_units",
         "bsam_balanced_head",
     ],
-    "rooms": ["weighted_capped", *FAMILIES],
+    "rooms": [
+        "weighted_capped",
+        "averaged",
+        "log_target",
+        "weighted_balanced_head",
+        "bsam_weighted",
+        "bsam_quarter",
+    ],
     "rotated_and_scaled_digits": ["weighted_capped", "weighted_per_output", *FAMILIES],
     "rotated_digits": [
         "weighted_capped",
