@@ -43,6 +43,11 @@ METHOD = Method(
             "noise_sigma": 30.0,
             "noise_sigma_lr": 0.0,
         },
+        "rotated_digits": {
+            **_sam.TUNED["rotated_digits"],
+            "balanced_mse_lr": 3e-2,
+            "noise_sigma_lr": 0.0,
+        },
     },
     place=19,
 )
