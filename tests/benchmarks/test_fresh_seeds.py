@@ -61,6 +61,7 @@ RIVALS = {
         "weighted_balanced_head",
         "bsam_weighted",
         "bsam_quarter",
+        "bsam_balanced_head",
     ],
     "satellite_elevation": [
         "weighted_capped",
