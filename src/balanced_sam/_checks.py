@@ -105,11 +105,16 @@ def check_counts(
 
 
 def check_predictions(predictions: Tensor, targets: Tensor) -> None:
-    """Raise if the two are not real tensors of one shape."""
+    """Raise if the two are not real tensors of one shape and device."""
     check_real("predictions", predictions)
     check_real("targets", targets)
     if predictions.shape != targets.shape:
         raise ValueError(
             "Expected `predictions` and `targets` to have the same shape, but got "
             f"{tuple(predictions.shape)} and {tuple(targets.shape)}."
+        )
+    if predictions.device != targets.device:
+        raise ValueError(
+            "Expected `predictions` and `targets` on one device, but got "
+            f"{predictions.device} and {targets.device}."
         )

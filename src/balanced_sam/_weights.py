@@ -184,7 +184,7 @@ class TargetWeights(nn.Module):
             bins = TargetBins.from_targets(targets, bins)
         if not isinstance(bins, Bins):
             raise TypeError(
-                "Expected `bins` to be a number of bins, the name of a rule, TargetBins or "
+                "Expected `bins` to be a whole number of bins, the name of a rule, TargetBins or "
                 f"TargetGrid, but got {type(bins).__name__}: edges go into `TargetBins(edges)`."
             )
         weights = cls.from_counts(

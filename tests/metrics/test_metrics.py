@@ -286,6 +286,7 @@ METRICS: list[Callable[..., Any]] = [
         (ONES, torch.ones(3), ValueError, r"same shape, but got \(2,\) and \(3,\)"),
         (torch.tensor(1.0), ONES, ValueError, r"same shape, but got \(\) and \(2,\)"),
         (ONES[:0], ONES[:1], ValueError, r"same shape, but got \(0,\) and \(1,\)"),
+        (ONES.to("meta"), ONES, ValueError, "on one device, but got meta and cpu"),
         ([1.0, 1.0], ONES, TypeError, "`predictions` to be a torch.Tensor, but got list"),
         (ONES, np.ones(2), TypeError, "`targets` to be a torch.Tensor, but got ndarray"),
         (ONES > 0, ONES, TypeError, "`predictions` to hold floats .* torch.bool"),

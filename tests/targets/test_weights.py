@@ -632,7 +632,7 @@ sharp = partial(smooth_counts, kernel="laplace", sigma=0.01)
         (
             lambda: TargetWeights.from_targets(ONES, [0, 1, 2]),
             TypeError,
-            "`bins` to be a number of bins, .* but got list: edges go into `TargetBins",
+            "`bins` to be a whole number of bins, .* but got list: edges go into `TargetBins",
         ),
         (
             lambda: TargetWeights.from_targets(ONES, True),
