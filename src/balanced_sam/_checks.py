@@ -20,17 +20,6 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(f"Expected `{name}` to be callable, but got {type(value).__name__}.")
 
 
-def check_context(name: str, value: object) -> None:
-    """Raise if ``value`` does not make context managers; one that is made is used up by a step."""
-    is_made = hasattr(value, "__enter__") and not isinstance(value, type)
-    if is_made or not callable(value):
-        came = "a context manager" if is_made else type(value).__name__
-        raise TypeError(
-            f"Expected `{name}` to be a function that makes a context manager, such as "
-            f"`partial(frozen_running_stats, model)`, but got {came}."
-        )
-
-
 def check_number(name: str, value: object) -> float:
     """Return ``value`` as a float; raise if it is no number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -18,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from balanced_sam import _guards
 from balanced_sam._base import LeftOut, check_base, complete
-from balanced_sam._checks import check_callable, check_context, check_rho, check_type
+from balanced_sam._checks import check_callable, check_rho, check_type
 from balanced_sam._guards import HOOKS, not_traced
 from balanced_sam._lost_gradients import LastGradient, last_with_gradient
 from balanced_sam._perturbation import HALF_PRECISION, Buckets, Perturbation
@@ -146,8 +146,8 @@ class BalancedSAM(Optimizer):
     ) -> None:
         _check_options(options)
         rho = check_rho(rho)
-        check_context("ascent_context", ascent_context)
-        check_context("descent_context", descent_context)
+        _check_context("ascent_context", ascent_context)
+        _check_context("descent_context", descent_context)
         is_built = isinstance(base_optimizer, Optimizer) or not callable(base_optimizer)
         base: Any = base_optimizer if is_built else base_optimizer(params)  # type: ignore[operator]
         check_base(base, rho)
@@ -534,6 +534,17 @@ def _check_options(options: dict[str, NoReturn]) -> None:
             f"{', '.join(options)}: give the base optimizer its own, as in "
             "`BalancedSAM(params, partial(AdamW, lr=0.001))` or `BalancedSAM(params, base)` with "
             "`base = AdamW(params, lr=0.001)`."
+        )
+
+
+def _check_context(name: str, value: object) -> None:
+    """Raise if ``value`` does not make context managers; one that is made is used up by a step."""
+    is_made = hasattr(value, "__enter__") and not isinstance(value, type)
+    if is_made or not callable(value):
+        came = "a context manager" if is_made else type(value).__name__
+        raise TypeError(
+            f"Expected `{name}` to be a function that makes a context manager, such as "
+            f"`partial(frozen_running_stats, model)`, but got {came}."
         )
 
 
