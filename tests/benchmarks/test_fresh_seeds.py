@@ -23,6 +23,14 @@ from tests.benchmarks.test_families import (
 )
 
 FAMILIES = ["averaged", "bsam_weighted", "bsam_quarter"]
+ON_POSITIVE_TARGETS = [
+    "weighted_capped",
+    "averaged",
+    "log_target",
+    "weighted_balanced_head",
+    "bsam_weighted",
+    "bsam_quarter",
+]
 RIVALS = {
     "airports": [
         "weighted_capped",
@@ -45,24 +53,9 @@ RIVALS = {
         "bsam_loss_units",
         "bsam_balanced_head",
     ],
-    "rooms": [
-        "weighted_capped",
-        "averaged",
-        "log_target",
-        "weighted_balanced_head",
-        "bsam_weighted",
-        "bsam_quarter",
-    ],
+    "rooms": ON_POSITIVE_TARGETS,
     "rotated_and_scaled_digits": ["weighted_capped", "weighted_per_output", *FAMILIES],
-    "rotated_digits": [
-        "weighted_capped",
-        "averaged",
-        "log_target",
-        "weighted_balanced_head",
-        "bsam_weighted",
-        "bsam_quarter",
-        "bsam_balanced_head",
-    ],
+    "rotated_digits": [*ON_POSITIVE_TARGETS, "bsam_balanced_head"],
     "satellite_elevation": [
         "weighted_capped",
         "averaged",
