@@ -92,6 +92,8 @@ def train_in_each_process(strategy: str, path: str) -> None:
     whole = [w.full_tensor() if isinstance(w, DTensor) else w for w in weights]
     if trainer.global_rank == 0:
         torch.save([weight.detach() for weight in whole], path)
+    # Lightning leaves it to the exit of the process.
+    torch.distributed.destroy_process_group()
 
 
 def train_plainly() -> list[Tensor]:
